@@ -1,0 +1,377 @@
+"""Token ids to logits: `TFBertForSequenceClassification` with our own `train_step` and `test_step`, driven by `model.fit`.
+
+In: `(tokens, targets, weights)` from `tfpipeline.batches`; `tokens` as `tfpipeline.text` gives them; `targets` int32 `[batch]` class numbers, or
+float32 `[batch, classes]` zeros and ones for multi-label; `weights` float32 `[batch]`. Out: logits float32 `[batch, classes]`.
+
+One step is: forward, loss, backward (in `accumulation_steps` slices of the batch), sum over replicas, clip by global norm, optimizer. Every
+feature is off by default, and with all of them off the step is stock Keras' number for number (a test compares them).
+
+The randomness of a step (dropout) is a function of seed, step, layer, slice and replica, never of hidden generator state: that is what makes a
+resumed run bit-equal to an undisturbed one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+import tf_keras
+from transformers import BertConfig, TFBertForSequenceClassification
+from transformers.modeling_tf_outputs import TFSequenceClassifierOutput
+from transformers.modeling_tf_utils import unpack_inputs
+
+from tfpipeline.backbone import Backbone
+from tfpipeline.config import ModelConfig
+from tfpipeline.errors import BackboneError
+from tfpipeline.optimizer import unique_rows
+
+
+class Randomness(tf.Module):
+    """Seeds for dropout: `[seed, step]` in a variable that goes into checkpoints; everything else is known while tracing."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(name="randomness")
+        self.state = tf.Variable([seed, 0], dtype=tf.int64, trainable=False, name="seed_and_step")
+        self.pass_number = 0  # which forward pass of the step is being traced
+
+    def seed(self, layer: int) -> tf.Tensor:
+        """int64 `[2]`, different for each layer, pass and replica."""
+        replica = 0
+        context = tf.distribute.get_replica_context()
+        if context is not None and context.num_replicas_in_sync > 1:
+            replica = context.replica_id_in_sync_group
+        place = (self.pass_number * 1009 + layer) * 65537
+        return self.state * tf.constant([1, 1], tf.int64) + tf.stack([tf.cast(place, tf.int64) + tf.cast(replica, tf.int64), 0])
+
+    def advance(self) -> None:
+        """To the next step."""
+        self.state.assign_add([0, 1])
+
+
+class StatelessDropout(tf_keras.layers.Layer):
+    """`tf_keras.layers.Dropout` whose mask follows from the step number instead of a generator."""
+
+    def __init__(self, rate: float, number: int, randomness: Randomness, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.rate = rate
+        self._number = number
+        self._seed = randomness.seed  # a bound method: Keras would count the variable itself among the model's weights
+
+    def call(self, inputs: tf.Tensor, training: Any = None) -> tf.Tensor:
+        if not training or self.rate == 0.0:
+            return inputs
+        return tf.nn.experimental.stateless_dropout(inputs, rate=self.rate, seed=self._seed(self._number), rng_alg="philox")
+
+
+class MacroF1(tf_keras.metrics.Metric):
+    """Mean over classes of F1 = 2 TP / (2 TP + FP + FN); a class without any positive, true or predicted, counts 0 as in scikit-learn."""
+
+    def __init__(self, classes: int, **kwargs: Any) -> None:
+        super().__init__(name="macro_f1", **kwargs)
+        self.counts = self.add_weight(name="counts", shape=(3, classes), initializer="zeros")  # TP, predicted, true
+
+    def update_state(self, truth: tf.Tensor, predicted: tf.Tensor, sample_weight: Any = None) -> None:
+        """Both float32 `[batch, classes]`, zeros and ones."""
+        del sample_weight
+        self.counts.assign_add(tf.stack([tf.reduce_sum(truth * predicted, 0), tf.reduce_sum(predicted, 0), tf.reduce_sum(truth, 0)]))
+
+    def reset_state(self) -> None:
+        """Keras would assign a scalar 0."""
+        self.counts.assign(tf.zeros_like(self.counts))
+
+    def result(self) -> tf.Tensor:
+        """float32 scalar in [0, 1]."""
+        return tf.reduce_mean(tf.math.divide_no_nan(2.0 * self.counts[0], self.counts[1] + self.counts[2]))
+
+
+class Classifier(TFBertForSequenceClassification):
+    """See the module's docstring. Build one with `build`, not by hand."""
+
+    def __init__(self, config: BertConfig, *inputs: Any, **kwargs: Any) -> None:
+        super().__init__(config, *inputs, **kwargs)
+        self.pooling: str = getattr(config, "pooling", "cls")
+        self.task: str = getattr(config, "task", "single_label")
+        self.settings = ModelConfig()
+        self.sparse_embeddings = False
+        self.randomness = Randomness(getattr(config, "seed", 0))
+        self._replace_dropout()
+
+    def _replace_dropout(self) -> None:
+        number = 0
+        for layer in list(self._flatten_layers()):
+            for name, value in list(vars(layer).items()):
+                if isinstance(value, tf_keras.layers.Dropout):
+                    setattr(layer, name, StatelessDropout(value.rate, number, self.randomness, name=f"stateless_dropout_{number}"))
+                    number += 1
+
+    @unpack_inputs
+    def call(  # type: ignore[no-untyped-def]
+        self,
+        input_ids=None,
+        attention_mask=None,
+        token_type_ids=None,
+        position_ids=None,
+        head_mask=None,
+        inputs_embeds=None,
+        output_attentions=None,
+        output_hidden_states=None,
+        return_dict=None,
+        labels=None,
+        training=False,
+    ):
+        """As in the parent, with the choice of pooling. `labels` are not taken: the loss is `train_step`'s business."""
+        outputs = self.bert(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            head_mask=head_mask,
+            inputs_embeds=inputs_embeds,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+            training=training,
+        )
+        if self.pooling == "mean":
+            hidden = outputs.last_hidden_state
+            mask = tf.ones(tf.shape(hidden)[:2], hidden.dtype) if attention_mask is None else tf.cast(attention_mask, hidden.dtype)
+            # Divided before it is multiplied: the sum over 512 positions would lose digits in half precision.
+            share = mask / tf.reduce_sum(mask, axis=1, keepdims=True)
+            pooled = tf.squeeze(tf.matmul(share[:, tf.newaxis, :], hidden), axis=1)
+        else:
+            pooled = outputs.pooler_output
+        logits = self.classifier(self.dropout(pooled, training=training))
+        return TFSequenceClassifierOutput(
+            loss=None, logits=tf.cast(logits, tf.float32), hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+    def prepare_training(self, settings: ModelConfig, *, sparse_embeddings: bool, seed: int) -> None:
+        """Sets what one step does; call it before `compile` and before the optimizer is made (freezing decides what it holds)."""
+        self.settings = settings
+        self.sparse_embeddings = sparse_embeddings
+        self.randomness.state.assign([seed, 0])
+        layers = self.bert.encoder.layer
+        self.bert.embeddings.trainable = not settings.freeze_embeddings
+        for number, layer in enumerate(layers):
+            layer.trainable = number >= settings.freeze_layers
+        if self.bert.pooler is not None:
+            self.bert.pooler.trainable = self.pooling == "cls"  # with `mean` nothing reads it
+
+    def compile_for_training(self, optimizer: Any) -> None:
+        """Keras' own `compile` (the parent's would add a loss of its own), and the metrics of both steps."""
+        tf_keras.Model.compile(self, optimizer=optimizer)
+        self.loss_metric = tf_keras.metrics.Mean(name="loss")
+        self.accuracy_metric = tf_keras.metrics.Mean(name="accuracy")
+        self.f1_metric = MacroF1(self.config.num_labels)
+
+    @property
+    def metrics(self) -> list[Any]:
+        """What Keras resets at the start of each epoch."""
+        return [self.loss_metric, self.accuracy_metric, self.f1_metric]
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        """One optimizer step on one batch; see the module's docstring for its parts."""
+        tokens, targets, weights = data
+        rows = tf.shape(targets)[0]
+        slices = self.settings.accumulation_steps
+        total: list[Any] | None = None
+        losses, outputs = [], []
+        for number in range(slices):
+            if slices == 1:
+                part = (tokens, targets, weights)
+            else:
+                first, last = rows * number // slices, rows * (number + 1) // slices
+                part = tf.nest.map_structure(lambda tensor, a=first, b=last: tensor[a:b], (tokens, targets, weights))
+            loss, logits, gradients = self._gradients(*part, rows=rows, number=number)
+            losses.append(loss)
+            outputs.append(logits)
+            total = gradients if total is None else [_add(a, b) for a, b in zip(total, gradients, strict=True)]
+        assert total is not None
+        self._apply(total)
+        self.randomness.advance()
+        self._update_metrics(tf.add_n(losses), targets, tf.concat(outputs, axis=0))
+        return {"loss": self.loss_metric.result(), "accuracy": self.accuracy_metric.result(), "batch_loss": tf.add_n(losses)}
+
+    def test_step(self, data: Any) -> dict[str, Any]:
+        """Loss without smoothing, accuracy and macro F1 of one batch."""
+        tokens, targets, weights = data
+        logits = self(tokens, training=False).logits
+        loss = tf.reduce_sum(self._row_loss(targets, logits, 0.0) * weights) / tf.cast(tf.shape(targets)[0], tf.float32)
+        self._update_metrics(loss, targets, logits)
+        return {metric.name: metric.result() for metric in self.metrics}
+
+    def _update_metrics(self, loss: tf.Tensor, targets: tf.Tensor, logits: tf.Tensor) -> None:
+        classes = self.config.num_labels
+        if self.task == "multi_label":
+            truth, predicted = targets, tf.cast(logits > 0.0, tf.float32)
+        else:
+            truth, predicted = tf.one_hot(targets, classes), tf.one_hot(tf.argmax(logits, axis=1), classes)
+        self.loss_metric.update_state(loss, sample_weight=tf.cast(tf.shape(targets)[0], tf.float32))
+        self.accuracy_metric.update_state(tf.reduce_all(truth == predicted, axis=1))
+        self.f1_metric.update_state(truth, predicted)
+
+    def _row_loss(self, targets: tf.Tensor, logits: tf.Tensor, smoothing: float) -> tf.Tensor:
+        """Cross-entropy of each row, float32 `[batch]`: softmax for one label, the mean of a sigmoid per label for several."""
+        if self.task == "multi_label":
+            smooth = targets * (1.0 - smoothing) + 0.5 * smoothing
+            return tf.reduce_mean(tf.nn.sigmoid_cross_entropy_with_logits(labels=smooth, logits=logits), axis=1)
+        if not smoothing:
+            return tf.nn.sparse_softmax_cross_entropy_with_logits(labels=targets, logits=logits)
+        classes = self.config.num_labels
+        smooth = tf.one_hot(targets, classes) * (1.0 - smoothing) + smoothing / classes
+        return tf.nn.softmax_cross_entropy_with_logits(labels=smooth, logits=logits)
+
+    def _gradients(self, tokens: Any, targets: Any, weights: Any, *, rows: Any, number: int) -> tuple[Any, Any, list[Any]]:
+        """Loss (this slice's share of the batch mean), logits, and gradients of the trainable variables."""
+        settings = self.settings
+        variables = self.trainable_variables
+        table = self.bert.embeddings.weight
+        share = 1.0 / tf.cast(rows, tf.float32)
+        # Keras sums gradients over replicas, so each replica gives its part of the mean.
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        self.randomness.pass_number = 2 * number
+
+        def loss_of(logits: tf.Tensor) -> tf.Tensor:
+            return tf.reduce_sum(self._row_loss(targets, logits, settings.label_smoothing) * weights) * share
+
+        def scaled(loss: tf.Tensor) -> tf.Tensor:
+            loss = loss / replicas if replicas > 1 else loss
+            return self.optimizer.get_scaled_loss(loss) if hasattr(self.optimizer, "get_scaled_loss") else loss
+
+        if settings.fgm_epsilon:
+            with tf.GradientTape() as tape:
+                embedded = tf.gather(table, tokens["input_ids"])
+                tape.watch(embedded)
+                logits = self(_with_embeddings(tokens, embedded), training=True).logits
+                loss = loss_of(logits)
+                target = scaled(loss)
+            *gradients, slope = tape.gradient(target, [*variables, embedded])
+            # Per text, over all its tokens: Miyato et al., arXiv:1605.07725, section 3.
+            slope = tf.cast(slope, tf.float32)
+            norm = tf.sqrt(tf.reduce_sum(tf.square(slope), axis=[1, 2], keepdims=True)) + 1e-12
+            step = tf.stop_gradient(settings.fgm_epsilon * slope / norm)
+            self.randomness.pass_number = 2 * number + 1
+            with tf.GradientTape() as tape:
+                moved = tf.gather(table, tokens["input_ids"]) + tf.cast(step, embedded.dtype)
+                hard = scaled(loss_of(self(_with_embeddings(tokens, moved), training=True).logits))
+            gradients = [_add(a, b) for a, b in zip(gradients, tape.gradient(hard, variables), strict=True)]
+        elif settings.r_drop_alpha:
+            twice = tf.nest.map_structure(lambda tensor: tf.concat([tensor, tensor], axis=0), tokens)
+            with tf.GradientTape() as tape:
+                logits, other = tf.split(self(twice, training=True).logits, 2)
+                loss = 0.5 * (loss_of(logits) + loss_of(other))
+                apart = tf.reduce_sum(_symmetric_divergence(logits, other, self.task) * weights) * share
+                target = scaled(loss + settings.r_drop_alpha * apart)
+            gradients = tape.gradient(target, variables)
+        else:
+            with tf.GradientTape() as tape:
+                logits = self(tokens, training=True).logits
+                loss = loss_of(logits)
+                target = scaled(loss)
+            gradients = tape.gradient(target, variables)
+        gradients = [
+            gradient if variable is table and self.sparse_embeddings else tf.convert_to_tensor(gradient)
+            for gradient, variable in zip(gradients, variables, strict=True)
+        ]
+        return loss, logits, gradients
+
+    def _apply(self, gradients: list[Any]) -> None:
+        variables = self.trainable_variables
+        optimizer = self.optimizer
+        if hasattr(optimizer, "get_unscaled_gradients"):
+            gradients = optimizer.get_unscaled_gradients(gradients)
+        if tf.distribute.get_strategy().num_replicas_in_sync > 1:
+            inner = getattr(optimizer, "inner_optimizer", optimizer)
+            gradients = [gradient for gradient, _ in inner.aggregate_gradients(list(zip(gradients, variables, strict=True)))]
+        gradients = [unique_rows(gradient) for gradient in gradients]
+        if self.settings.clip_norm:
+            # After the sum over replicas: the norm is of the whole step, whatever the number of workers.
+            gradients, _ = tf.clip_by_global_norm(gradients, self.settings.clip_norm)
+        optimizer.apply_gradients(list(zip(gradients, variables, strict=True)), skip_gradients_aggregation=True)
+
+    def rate_multipliers(self, layer_decay: float) -> list[tuple[Any, float]]:
+        """Trainable variables with their share of the learning rate: 1 at the top, `layer_decay` less per layer below it."""
+        depth = len(self.bert.encoder.layer)
+        layer_of = {id(v): number + 1 for number, layer in enumerate(self.bert.encoder.layer) for v in layer.trainable_variables}
+        layer_of |= {id(v): 0 for v in self.bert.embeddings.trainable_variables}
+        return [(v, layer_decay ** (depth + 1 - layer_of.get(id(v), depth + 1))) for v in self.trainable_variables]
+
+    @contextlib.contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """Inside, the weights are their moving average (where `ema_decay` is on); afterwards they are what they were."""
+        inner = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+        if not getattr(inner, "use_ema", False):
+            yield
+            return
+        variables = self.trainable_variables
+        kept = [variable.numpy() for variable in variables]
+        inner.finalize_variable_values(variables)
+        try:
+            yield
+        finally:
+            for variable, value in zip(variables, kept, strict=True):
+                variable.assign(value)
+
+
+def build(
+    backbone: Backbone, settings: ModelConfig, *, vocabulary_size: int, labels: tuple[str, ...], task: str, seed: int, load_weights: bool = True
+) -> Classifier:
+    """A `Classifier` with the backbone's weights (or random ones) and a new classification layer.
+
+    Args:
+        backbone: from `tfpipeline.backbone.find`.
+        settings: pooling and dropout.
+        vocabulary_size: rows of the embedding table; must be the backbone's own where it has weights.
+        labels: class names in order.
+        task: `single_label` or `multi_label`.
+        seed: of the random weights.
+        load_weights: False when a checkpoint will overwrite them anyway.
+
+    Raises:
+        BackboneError: the weights do not fit the architecture.
+    """
+    config = BertConfig(**{key: value for key, value in backbone.architecture.items() if key not in ("architectures", "torch_dtype")})
+    if backbone.weights is not None and config.vocab_size != vocabulary_size:
+        raise BackboneError(
+            f"backbone {backbone.name!r}: its embedding table has {config.vocab_size} rows but the vocabulary {vocabulary_size} word pieces. "
+            "Use the vocabulary that came with the weights (leave text.vocabulary empty)."
+        )
+    config.vocab_size = vocabulary_size
+    config.num_labels = len(labels)
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {label: number for number, label in enumerate(labels)}
+    config.hidden_dropout_prob = config.attention_probs_dropout_prob = settings.dropout
+    config.pooling, config.task, config.seed = settings.pooling, task, seed
+    tf_keras.utils.set_random_seed(seed)
+    if backbone.weights is None or not load_weights:
+        model = Classifier(config)
+        model.build_in_name_scope()
+        return model
+    try:
+        # from_pretrained wants a folder; the file's own folder is the verified one.
+        model = Classifier.from_pretrained(str(Path(backbone.weights).parent), config=config, local_files_only=True)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise BackboneError(f"backbone {backbone.name!r}: {backbone.weights} cannot be loaded as BERT weights: {error}.") from error
+    return model
+
+
+def _with_embeddings(tokens: dict[str, Any], embedded: tf.Tensor) -> dict[str, Any]:
+    return {**{key: value for key, value in tokens.items() if key != "input_ids"}, "inputs_embeds": embedded}
+
+
+def _add(a: Any, b: Any) -> Any:
+    """The sum of two gradients, sparse where both are."""
+    if isinstance(a, tf.IndexedSlices) and isinstance(b, tf.IndexedSlices):
+        return tf.IndexedSlices(tf.concat([a.values, b.values], 0), tf.concat([a.indices, b.indices], 0), a.dense_shape)
+    return tf.convert_to_tensor(a) + tf.convert_to_tensor(b)
+
+
+def _symmetric_divergence(a: tf.Tensor, b: tf.Tensor, task: str) -> tf.Tensor:
+    """Mean of KL(a || b) and KL(b || a) of each row, float32 `[batch]` (arXiv:2106.14448, equation 2)."""
+    if task == "multi_label":
+        return 0.5 * tf.reduce_sum((tf.sigmoid(a) - tf.sigmoid(b)) * (a - b), axis=1)
+    log_a, log_b = tf.nn.log_softmax(a), tf.nn.log_softmax(b)
+    return 0.5 * tf.reduce_sum((tf.exp(log_a) - tf.exp(log_b)) * (log_a - log_b), axis=1)
