@@ -98,6 +98,8 @@ def dataset(
         return tokens if targets is None else (tokens, *columns[-2:])
 
     source = tf.data.Dataset.from_generator(rows_of_plan, output_signature=tuple(signature))
-    return source.map(tokenise, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(2).apply(
-        tf.data.experimental.assert_cardinality(len(plan))
+    return (
+        source.map(tokenise, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        .prefetch(2)
+        .apply(tf.data.experimental.assert_cardinality(len(plan)))
     )

@@ -317,7 +317,14 @@ class Classifier(TFBertForSequenceClassification):
 
 
 def build(
-    backbone: Backbone, settings: ModelConfig, *, vocabulary_size: int, labels: tuple[str, ...], task: str, seed: int, load_weights: bool = True
+    backbone: Backbone,
+    settings: ModelConfig,
+    *,
+    vocabulary_size: int,
+    labels: tuple[str, ...],
+    task: str,
+    seed: int,
+    load_weights: bool = True,
 ) -> Classifier:
     """A `Classifier` with the backbone's weights (or random ones) and a new classification layer.
 

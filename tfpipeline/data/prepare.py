@@ -1,0 +1,597 @@
+"""Read, validate, deduplicate, split, write: raw files to a prepared corpus.
+
+Rows stream through once and wait in an Arrow file on disk; in memory stay 16 bytes of hash a row. What decides is always the content, never
+the position: the same rows in other files, in another order, give the same splits.
+
+What a split by hash guarantees: a text is in test or validation because of its own hash, so adding rows never moves a row from training
+to test. One exception, and in one direction only: near-duplicates whose hashes disagree all go to training (so a new near-twin may pull a row
+out of test, never into it).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+import re
+import tempfile
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tfpipeline.config import DataConfig
+from tfpipeline.data import near_duplicates
+from tfpipeline.data.examples import Corpus, Examples
+from tfpipeline.data.readers import Columns, Problem, expand, read
+from tfpipeline.data.report import describe_split
+from tfpipeline.errors import DataError
+from tfpipeline.progress import Progress
+from tfpipeline.runs import atomic_folder, read_json, write_json
+
+SPLITS = ("train", "validation", "test")
+BATCH = 8192
+MAX_LABELS = 1000
+_SHOWN = 20  # examples of each finding kept in the report
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f\ufffd\u200b-\u200f\u2060\ufeff]")
+
+
+def prepare(config: DataConfig, folder: Path | None = None) -> Corpus:
+    """Reads, validates, deduplicates and splits.
+
+    Args:
+        config: what to read and how to split.
+        folder: where the prepared corpus goes, whole or not at all; it must not exist. None: it stays in memory.
+
+    Raises:
+        DataError: a file, a row, or the whole cannot be used; nothing is left behind.
+    """
+    if folder is None:
+        with tempfile.TemporaryDirectory() as temporary:
+            _prepare_into(config, Path(temporary))
+            return _open(Path(temporary), in_memory=True)
+    with atomic_folder(folder) as incoming:
+        _prepare_into(config, incoming)
+    return open_prepared(folder)
+
+
+def open_prepared(folder: Path) -> Corpus:
+    """Memory-maps what `prepare` wrote; a corpus larger than memory opens in milliseconds."""
+    return _open(folder, in_memory=False)
+
+
+def read_examples(
+    paths: Sequence[str],
+    config: DataConfig,
+    labels: tuple[str, ...] | None,
+    *,
+    need_labels: bool,
+    rejects: list[dict[str, Any]] | None = None,
+) -> Iterator[Examples]:
+    """Streams rows that are not a training corpus (to score, or to evaluate on), at most 8,192 at a time; nothing is deduplicated.
+
+    Args:
+        paths: as `data.path`.
+        config: columns and formats.
+        labels: the model's label names; rows with another one are bad rows.
+        need_labels: False: the label column is not read.
+        rejects: with `data.on_bad_row = "quarantine"`, bad rows are appended here.
+    """
+    intake = _Intake(config, labels or (), Columns.of(config, need_labels=need_labels))
+    for file in expand(paths):
+        for rows in _batches(intake.rows(file)):
+            table = pa.Table.from_batches([intake.arrow(rows)])
+            yield _examples(table, labels or (), config.task, None)
+    if rejects is not None:
+        rejects += intake.rejects
+
+
+# ---- one row ----
+
+
+def normalise(text: str) -> str:
+    """The form in which two texts are the same: NFC, without control and zero-width characters, white space squeezed."""
+    if not text.isascii():
+        text = unicodedata.normalize("NFC", text)
+        text = _CONTROL.sub("", text)
+    elif not text.isprintable():
+        text = _CONTROL.sub("", text)
+    return " ".join(text.split())
+
+
+@dataclass
+class _Intake:
+    """Judges rows: turns what a reader gives into checked values, or into a reject."""
+
+    config: DataConfig
+    known: tuple[str, ...]  # empty: names are collected
+    columns: Columns
+    rejects: list[dict[str, Any]] = field(default_factory=list)
+    reasons: Counter[str] = field(default_factory=Counter)
+    names: dict[str, int] = field(default_factory=dict)  # label name to code, in order of appearance
+    seen_rows: int = 0
+
+    def __post_init__(self) -> None:
+        self.names = {name: code for code, name in enumerate(self.known)}
+        self.multi = self.config.task == "multi_label"
+
+    def rows(self, file: str) -> Iterator[tuple[Any, ...]]:
+        """`(hash, id, text, pair, codes, weight, source, slices)` of each good row of a file."""
+        shown = file if ":" in file[:7] else Path(file).name
+        for line, values in read(file, self.config, self.columns):
+            self.seen_rows += 1
+            problem = values if isinstance(values, Problem) else None
+            if problem is None:
+                good = self._check(values, f"{shown}:{line}")
+                if isinstance(good, Problem):
+                    problem = good
+                else:
+                    yield good
+            if problem is not None:
+                self._reject(problem, shown, file, line)
+
+    def _reject(self, problem: Problem, shown: str, file: str, line: int) -> None:
+        if self.config.on_bad_row == "stop":
+            raise DataError(
+                f"{file if ':' in file[:7] else Path(file).name}:{line}: {problem.reason}: expected {problem.expected}, received {problem.received}. "
+                "Fix the row, or --set data.on_bad_row=quarantine to set it aside."
+            )
+        self.reasons[problem.reason] += 1
+        self.rejects.append(
+            {"source": f"{shown}:{line}", "reason": problem.reason, "expected": problem.expected, "received": problem.received}
+        )
+
+    def _check(self, values: list[Any], source: str) -> tuple[Any, ...] | Problem:
+        text, pair, label, weight, row_id, *slices = values
+        columns = self.columns
+        checked = []
+        for name, value in ((columns.text, text), (columns.text_pair, pair)):
+            if not name:
+                checked.append(None)
+                continue
+            if value is None:
+                return Problem("missing text", f"a text in column '{name}'", "nothing")
+            if not isinstance(value, str):
+                return Problem("missing text", f"a text in column '{name}'", f"{type(value).__name__} {str(value)[:80]}")
+            if len(value) > self.config.max_text_bytes or len(value.encode("utf-8", "replace")) > self.config.max_text_bytes:
+                return Problem(
+                    "text too long", f"at most {self.config.max_text_bytes:,} bytes (data.max_text_bytes)", f"{len(value):,} characters"
+                )
+            if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+                return Problem("undecodable bytes", "UTF-8 text", repr(value[:80]))
+            normal = normalise(value)
+            if not normal:
+                return Problem("empty text", f"a text in column '{name}'", repr(value[:80]) if value else "an empty cell")
+            checked.append(normal)
+        codes: Any = None
+        if columns.label:
+            codes = self._codes(label)
+            if isinstance(codes, Problem):
+                return codes
+        number = 1.0
+        if columns.weight:
+            try:
+                number = float(weight)
+            except (TypeError, ValueError):
+                number = math.nan
+            if not (math.isfinite(number) and number >= 0.0):
+                return Problem("bad weight", f"a number >= 0 in column '{columns.weight}'", repr(weight)[:80])
+        content = f"{checked[0]}\x1f{checked[1]}" if columns.text_pair else checked[0]
+        digest = hashlib.blake2b(content.encode("utf-8", "replace"), digest_size=16).digest()
+        name = str(row_id) if columns.id and row_id not in (None, "") else digest.hex()
+        return digest, name, text, pair, codes, number, source, ["" if value is None else str(value) for value in slices]
+
+    def _codes(self, label: Any) -> Any:
+        if self.multi:
+            if label is None:
+                names = []
+            elif isinstance(label, list | tuple):
+                names = [_label_name(item) for item in label]
+            else:
+                names = [part.strip() for part in str(label).split(self.config.label_separator)]
+            codes = [self._code(name) for name in dict.fromkeys(name for name in names if name)]
+            return next((code for code in codes if isinstance(code, Problem)), codes)
+        name = _label_name(label)
+        if not name:
+            return Problem("missing label", f"a label in column '{self.columns.label}'", "nothing" if label is None else "an empty cell")
+        return self._code(name)
+
+    def _code(self, name: str) -> int | Problem:
+        code = self.names.get(name)
+        if code is not None:
+            return code
+        if self.known:
+            return Problem("unknown label", f"one of {_list(self.known)}", repr(name[:80]))
+        if len(self.names) >= MAX_LABELS:
+            raise DataError(
+                f"column '{self.columns.label}' has more than {MAX_LABELS} different values, the last one {name[:60]!r}: it does not look like a label. "
+                "Set data.label to the right column."
+            )
+        self.names[name] = len(self.names)
+        return self.names[name]
+
+    def arrow(self, rows: list[tuple[Any, ...]]) -> pa.RecordBatch:
+        """One batch of the columns that wait on disk."""
+        digest, ids, texts, pairs, codes, weights, sources, slices = zip(*rows, strict=True)
+        columns: dict[str, Any] = {
+            "hash": pa.array(digest, pa.binary(16)),
+            "id": pa.array(ids, pa.string()),
+            "text": pa.array(texts, pa.string()),
+            "source": pa.array(sources, pa.string()),
+            "weight": pa.array(weights, pa.float32()),
+        }
+        if self.columns.text_pair:
+            columns["text_pair"] = pa.array(pairs, pa.string())
+        if self.columns.label:
+            columns["code"] = pa.array(codes, pa.list_(pa.int32()) if self.multi else pa.int32())
+        for number, name in enumerate(self.columns.slices):
+            columns[f"slice:{name}"] = pa.array([values[number] for values in slices], pa.string())
+        return pa.RecordBatch.from_pydict(columns)
+
+
+def _label_name(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return "" if math.isnan(value) else (str(int(value)) if value.is_integer() else str(value))
+    return str(value).strip()
+
+
+def _list(names: Sequence[str]) -> str:
+    shown = ", ".join(repr(name) for name in names[:12])
+    return f"({shown}{', ...' if len(names) > 12 else ''})"
+
+
+def _batches(rows: Iterator[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]:
+    while batch := list(itertools.islice(rows, BATCH)):
+        yield batch
+
+
+# ---- the whole ----
+
+
+@dataclass
+class _Given:
+    """What was read of one group of files (`data.path`, `data.validation_path` or `data.test_path`)."""
+
+    files: list[str]
+    first: dict[bytes, int] = field(default_factory=dict)  # hash to row number in `all.arrow`
+    kept: list[int] = field(default_factory=list)
+    duplicates: int = 0
+    conflicts: dict[bytes, list[int]] = field(default_factory=dict)  # hash to all row numbers
+
+
+def _prepare_into(config: DataConfig, folder: Path) -> None:
+    given = {
+        name: _Given(expand(paths))
+        for name, paths in zip(SPLITS, (config.path, config.validation_path, config.test_path), strict=True)
+        if paths or name == "train"
+    }
+    intake = _Intake(config, config.labels, Columns.of(config))
+    waiting = folder / "waiting.arrow"
+    reads = 0
+    with pa.OSFile(str(waiting), "wb") as sink:
+        writer: Any = None
+        with Progress("reading", unit="rows") as bar:
+            for name, part in given.items():
+                if name != "train" and not intake.known:
+                    # From here on a label that training has never seen is a bad row.
+                    intake.known = tuple(sorted(intake.names))
+                for file in part.files:
+                    for rows in _batches(intake.rows(file)):
+                        batch = intake.arrow(rows)
+                        writer = writer or pa.ipc.new_file(sink, batch.schema)
+                        writer.write_batch(batch)
+                        _deduplicate(rows, reads, part)
+                        reads += len(rows)
+                        bar.update(len(rows))
+        if writer is None:
+            raise DataError(f"{', '.join(given['train'].files)}: no usable row among {intake.seen_rows}. {_reasons(intake)}")
+        writer.close()
+    with pa.memory_map(str(waiting)) as source:
+        table = pa.ipc.open_file(source).read_all()
+        labels = _labels(config, intake, given)
+        order = np.array([sorted(labels).index(n) if not config.labels else labels.index(n) for n in intake.names] or [0], np.int32)
+        rows_of, near = _split(config, table, given)
+        report = _report(config, intake, given, table, labels, near)
+        for name in SPLITS:
+            report["splits"][name] = _write_split(folder, name, table, rows_of[name], order, labels, config)
+        if config.class_weights != "none":
+            report["class_weights"] = dict(zip(labels, _class_weights(config, labels, report["splits"]["train"]["labels"]), strict=True))
+        _refuse_unusable(config, labels, report)
+        fingerprint = {name: report["splits"][name].pop("fingerprint") for name in SPLITS}
+        del table
+    waiting.unlink()
+    with (folder / "rejects.jsonl").open("w", encoding="utf-8") as stream:
+        for reject in intake.rejects:
+            stream.write(json.dumps(reject, ensure_ascii=False) + "\n")
+    write_json(
+        folder / "labels.json",
+        {
+            "task": config.task,
+            "labels": list(labels),
+            "has_pairs": bool(config.text_pair),
+            "class_weights": report.get("class_weights", {}),
+        },
+    )
+    write_json(folder / "fingerprint.json", fingerprint)
+    write_json(folder / "report.json", report)
+
+
+def _deduplicate(rows: list[tuple[Any, ...]], offset: int, part: _Given) -> None:
+    for number, row in enumerate(rows, start=offset):
+        digest = row[0]
+        before = part.first.setdefault(digest, number)
+        if before == number:
+            part.kept.append(number)
+        else:
+            part.duplicates += 1
+            part.conflicts.setdefault(digest, [before]).append(number)
+
+
+def _labels(config: DataConfig, intake: _Intake, given: dict[str, _Given]) -> tuple[str, ...]:
+    labels = config.labels or tuple(sorted(intake.names))
+    least = 1 if config.task == "multi_label" else 2
+    if len(labels) < least:
+        found = f"only {labels[0]!r}" if labels else "none"
+        raise DataError(
+            f"{', '.join(given['train'].files)}: a classifier needs at least {least} labels; column '{config.label}' has {found} in "
+            f"{len(given['train'].kept)} rows. Check data.label, or add rows of another label."
+        )
+    if config.class_weights == "given" and len(config.class_weight_values) != len(labels):
+        raise DataError(
+            f"data.class_weight_values has {len(config.class_weight_values)} numbers for {len(labels)} labels {_list(labels)}. Give one per label."
+        )
+    return labels
+
+
+def _split(config: DataConfig, table: pa.Table, given: dict[str, _Given]) -> tuple[dict[str, npt.NDArray[np.int64]], dict[str, Any]]:
+    """Row numbers of each split, and what the search for near-duplicates found."""
+    kept = np.array(given["train"].kept, np.int64)
+    shares = _shares(table, kept, config.split_salt)
+    side = np.zeros(len(kept), np.int8)  # 0 train, 1 validation, 2 test
+    test = 0.0 if "test" in given else config.test_fraction
+    validation = 0.0 if "validation" in given else config.validation_fraction
+    side[shares < test + validation] = 1
+    side[shares < test] = 2
+    near = _near(config, table, kept, shares)
+    moved = 0
+    for members in near.pop("_members"):
+        sides = set(side[members].tolist())
+        if len(sides) > 1:
+            moved += int((side[members] != 0).sum())
+            side[members] = 0
+    near["rows_moved_to_train"] = moved
+    rows_of = {name: kept[side == code] for code, name in enumerate(SPLITS)}
+    for name in ("validation", "test"):
+        if name in given:
+            rows_of[name] = np.array(given[name].kept, np.int64)
+    if config.limit and len(rows_of["train"]) > config.limit:
+        train_shares = shares[side == 0]
+        chosen = np.sort(np.argsort(train_shares, kind="stable")[: config.limit])
+        rows_of["train"] = rows_of["train"][chosen]
+    return rows_of, near
+
+
+def _shares(table: pa.Table, rows: npt.NDArray[np.int64], salt: str) -> npt.NDArray[np.float64]:
+    """A number in [0, 1) for each row that depends on its content and the salt alone."""
+    result = np.empty(len(rows), np.float64)
+    key = salt.encode()
+    for start in range(0, len(rows), BATCH):
+        digests = table["hash"].take(pa.array(rows[start : start + BATCH])).to_pylist()
+        for number, digest in enumerate(digests, start):
+            result[number] = int.from_bytes(hashlib.blake2b(digest, digest_size=8, key=key[:64]).digest(), "big") / 2**64
+    return result
+
+
+def _near(config: DataConfig, table: pa.Table, kept: npt.NDArray[np.int64], shares: npt.NDArray[np.float64]) -> dict[str, Any]:
+    """Groups of near-duplicates among the rows of `data.path`; `_members` index into `kept`."""
+    if config.near_duplicates == "off":
+        return {"searched": "off", "rows_searched": 0, "groups": 0, "rows": 0, "examples": [], "_members": []}
+    chosen = np.arange(len(kept))
+    sampled = len(kept) > config.near_duplicate_max_rows
+    if sampled:  # by hash, so that the same rows are searched whatever their order
+        chosen = np.sort(np.argsort(shares, kind="stable")[: config.near_duplicate_max_rows])
+    columns = [name for name in ("text", "text_pair") if name in table.column_names]
+    texts = [
+        normalise(" ".join(parts))
+        for start in range(0, len(chosen), BATCH)
+        for parts in zip(*[table[name].take(pa.array(kept[chosen[start : start + BATCH]])).to_pylist() for name in columns], strict=True)
+    ]
+    found = near_duplicates.groups(texts, config.near_duplicate_threshold)
+    return {
+        "searched": "sample" if sampled else "all",
+        "rows_searched": len(chosen),
+        "rows_total": len(kept),
+        "groups": len(found),
+        "rows": sum(len(members) for members in found),
+        "examples": [
+            [{"source": table["source"][int(kept[chosen[row]])].as_py(), "text": texts[row][:200]} for row in members[:3]]
+            for members in found[:_SHOWN]
+        ],
+        "_members": [chosen[members] for members in found],
+    }
+
+
+def _report(
+    config: DataConfig, intake: _Intake, given: dict[str, _Given], table: pa.Table, labels: tuple[str, ...], near: dict[str, Any]
+) -> dict[str, Any]:
+    name_of = {code: name for name, code in intake.names.items()}
+
+    def label_of(row: int) -> Any:
+        value = table["code"][row].as_py()
+        return [name_of[code] for code in value] if isinstance(value, list) else name_of[value]
+
+    conflicts = []
+    for part in given.values():
+        for rows in part.conflicts.values():
+            found = [label_of(row) for row in rows]
+            if any(label != found[0] for label in found):
+                conflicts.append(
+                    {
+                        "text": table["text"][rows[0]].as_py()[:200],
+                        "sources": [table["source"][row].as_py() for row in rows[:5]],
+                        "labels": found[:5],
+                        "kept": found[0],
+                    }
+                )
+    leaks = {}
+    for name in ("validation", "test"):
+        if name in given:
+            shared = [row for digest, row in given[name].first.items() if digest in given["train"].first]
+            leaks[name] = {
+                "rows": len(shared),
+                "examples": [
+                    {
+                        "source": table["source"][row].as_py(),
+                        "also": table["source"][given["train"].first[table["hash"][row].as_py()]].as_py(),
+                    }
+                    for row in shared[:_SHOWN]
+                ],
+            }
+    return {
+        "files": {name: part.files for name, part in given.items()},
+        "task": config.task,
+        "labels": list(labels),
+        "rows_read": intake.seen_rows,
+        "rejects": {"rows": len(intake.rejects), "reasons": dict(intake.reasons.most_common()), "examples": intake.rejects[:_SHOWN]},
+        "duplicates": {"rows": sum(part.duplicates for part in given.values())},
+        "conflicts": {"texts": len(conflicts), "examples": conflicts[:_SHOWN]},
+        "near_duplicates": near,
+        "leakage": leaks,
+        "splits": {},
+    }
+
+
+def _write_split(
+    folder: Path,
+    name: str,
+    table: pa.Table,
+    rows: npt.NDArray[np.int64],
+    order: npt.NDArray[np.int32],
+    labels: tuple[str, ...],
+    config: DataConfig,
+) -> dict[str, Any]:
+    """Writes `NAME.arrow` in pieces and returns the split's description."""
+    digest = hashlib.sha256()
+    described: list[tuple[int, int]] = []
+    counts: Counter[str] = Counter()
+    prints: list[bytes] = []
+    schema = table.schema.remove(table.schema.get_field_index("code"))
+    label_type = pa.list_(pa.int32()) if config.task == "multi_label" else pa.int32()
+    schema = schema.append(pa.field("label", label_type))
+    with pa.OSFile(str(folder / f"{name}.arrow"), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        for start in range(0, len(rows), BATCH):
+            part = table.take(pa.array(rows[start : start + BATCH])).combine_chunks()
+            codes = part["code"]
+            if config.task == "multi_label":
+                final = [sorted(int(order[code]) for code in cell) for cell in codes.to_pylist()]
+                counts.update(labels[code] for cell in final for code in cell)
+                tags = [",".join(labels[code] for code in cell) for cell in final]
+                column = pa.array(final, label_type)
+            else:
+                mapped = order[codes.to_numpy()]
+                counts.update({labels[code]: int(number) for code, number in zip(*np.unique(mapped, return_counts=True), strict=True)})
+                tags = [labels[code] for code in mapped]
+                column = pa.array(mapped, pa.int32())
+            prints += [
+                hashlib.blake2b(h + tag.encode(), digest_size=16).digest() for h, tag in zip(part["hash"].to_pylist(), tags, strict=True)
+            ]
+            sizes = pc.binary_length(part["text"]).to_numpy()
+            described += [(int(size), 1) for size in sizes] if len(described) < 100_000 else []
+            writer.write_table(part.drop_columns(["code"]).append_column("label", column))
+    for value in sorted(prints):
+        digest.update(value)
+    return {**describe_split(len(rows), counts, labels, [size for size, _ in described]), "fingerprint": digest.hexdigest()}
+
+
+def _class_weights(config: DataConfig, labels: tuple[str, ...], counts: dict[str, int]) -> list[float]:
+    if config.class_weights == "given":
+        return list(config.class_weight_values)
+    total = sum(counts.values())
+    return [total / (len(labels) * counts[label]) if counts[label] else 0.0 for label in labels]
+
+
+def _refuse_unusable(config: DataConfig, labels: tuple[str, ...], report: dict[str, Any]) -> None:
+    splits = report["splits"]
+    sizes = {name: splits[name]["rows"] for name in SPLITS}
+    where = ", ".join(report["files"]["train"])
+    empty = [name for name in SPLITS if not sizes[name]]
+    if empty:
+        raise DataError(
+            f"{where}: too few rows to split: {sum(sizes.values())} usable rows gave {sizes['train']} for training, {sizes['validation']} for validation, "
+            f"{sizes['test']} for test. Add rows, raise data.validation_fraction / data.test_fraction, or give data.validation_path and data.test_path."
+        )
+    present = [label for label in labels if splits["train"]["labels"].get(label)]
+    if config.task == "single_label" and len(present) < 2:
+        raise DataError(
+            f"{where}: the training split has only label {present[0] if present else 'none'!r} in {sizes['train']} rows; a classifier needs two. "
+            "Add rows of another label, or change data.split_salt."
+        )
+    report["absent_from_training"] = [label for label in labels if label not in present]
+
+
+def _reasons(intake: _Intake) -> str:
+    if not intake.reasons:
+        return "Expected at least a few labelled rows."
+    return "Set aside: " + ", ".join(f"{count} x {reason}" for reason, count in intake.reasons.most_common()) + "."
+
+
+# ---- reading back ----
+
+
+def _open(folder: Path, *, in_memory: bool) -> Corpus:
+    about = read_json(folder / "labels.json")
+    labels = tuple(about["labels"])
+    weights = about["class_weights"]
+    splits = {}
+    for name in SPLITS:
+        path = folder / f"{name}.arrow"
+        try:
+            source = pa.BufferReader(path.read_bytes()) if in_memory else pa.memory_map(str(path))
+            table = pa.ipc.open_file(source).read_all()
+        except (OSError, pa.ArrowInvalid) as error:
+            raise DataError(f"{path}: the prepared split cannot be read: {error}. Start a new run.") from error
+        splits[name] = _examples(
+            table, labels, about["task"], [weights[label] for label in labels] if weights and name == "train" else None
+        )
+    return Corpus(
+        about["task"],
+        about["has_pairs"],
+        labels,
+        **splits,
+        report=read_json(folder / "report.json"),
+        fingerprint=read_json(folder / "fingerprint.json"),
+    )
+
+
+def _examples(table: pa.Table, labels: tuple[str, ...], task: str, class_weights: list[float] | None) -> Examples:
+    rows = table.num_rows
+    weights = table["weight"].to_numpy().astype(np.float32)
+    codes = next((table[name] for name in ("label", "code") if name in table.column_names), None)
+    targets: npt.NDArray[Any]
+    if codes is None:
+        targets = np.full(rows, -1, np.int32)
+    elif task == "multi_label":
+        targets = np.zeros((rows, len(labels)), np.float32)
+        for row, cell in enumerate(codes.to_pylist()):
+            targets[row, cell] = 1.0
+        if class_weights is not None:  # a row weighs as much as the heaviest of its labels; one without labels weighs 1
+            heaviest = (targets * np.array(class_weights, np.float32)).max(axis=1)
+            weights = weights * np.where(targets.any(axis=1), heaviest, 1.0).astype(np.float32)
+    else:
+        targets = codes.to_numpy().astype(np.int32)
+        if class_weights is not None:
+            weights = weights * np.array(class_weights, np.float32)[targets]
+    drop = [name for name in ("hash", "weight", "label", "code") if name in table.column_names]
+    return Examples(table.drop_columns(drop), targets, weights, labels)

@@ -1,0 +1,378 @@
+"""Files of any supported format to one stream of rows, each with the number of the line it came from.
+
+CSV and TSV are read by the standard library's `csv`, JSONL by `json`, Parquet by pyarrow, TFRecord by TensorFlow. `csv` and not pyarrow for
+CSV, because only `csv` knows on which line a record ended, and every message of this package names `file:line`
+(docs/decisions/0003-readers.md).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import difflib
+import glob
+import gzip
+import io
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import IO, Any
+
+from tfpipeline.config import DataConfig
+from tfpipeline.errors import DataError, DependencyError
+
+_ENDINGS = {
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".tab": "tsv",
+    ".txt": "tsv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".tfrecord": "tfrecord",
+    ".tfrecords": "tfrecord",
+}
+_SAMPLES = ("bank_feedback",)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns a row consists of; "" means: not there."""
+
+    text: str
+    text_pair: str
+    label: str
+    weight: str
+    id: str
+    slices: tuple[str, ...]
+
+    @classmethod
+    def of(cls, config: DataConfig, *, need_labels: bool = True) -> Columns:
+        """As configured; without labels for rows that are to be scored."""
+        return cls(
+            config.text,
+            config.text_pair,
+            config.label if need_labels else "",
+            config.weight if need_labels else "",
+            config.id,
+            config.slice_columns,
+        )
+
+    def names(self) -> list[str]:
+        """Every column in the order of `Row.values`."""
+        return [self.text, self.text_pair, self.label, self.weight, self.id, *self.slices]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why a row cannot be used."""
+
+    reason: str
+    expected: str
+    received: str
+
+
+# A row is (line, values in the order of Columns.names()) or (line, Problem). Tuples, because a million of them are made.
+Row = tuple[int, Any]
+
+
+def expand(paths: Sequence[str]) -> list[str]:
+    """Paths, globs and folders to a sorted list of files; `sample:`, `hf:` and `tfds:` names stay as they are.
+
+    Raises:
+        DataError: a path that does not exist, naming the nearest one that does.
+    """
+    if not paths:
+        raise DataError("no data: `data.path` is empty. Give files with --data PATH, or data.path in the config.")
+    files: list[str] = []
+    for path in paths:
+        if path.startswith(("hf:", "tfds:")):
+            files.append(path)
+        elif path.startswith("sample:"):
+            name = path.removeprefix("sample:")
+            if name not in _SAMPLES:
+                raise DataError(f"{path}: no such sample corpus. There is: {', '.join(f'sample:{s}' for s in _SAMPLES)}.")
+            files.append(path)
+        elif Path(path).is_dir():
+            inside = sorted(str(p) for p in Path(path).iterdir() if p.is_file() and _format_of(p.name))
+            if not inside:
+                raise DataError(
+                    f"{path}: this folder holds no data file. Expected files ending in {', '.join(sorted(_ENDINGS))} (or those with .gz)."
+                )
+            files += inside
+        elif Path(path).is_file():
+            files.append(path)
+        else:
+            found = sorted(glob.glob(path)) if any(sign in path for sign in "*?[") else []  # noqa: PTH207
+            if not found:
+                raise DataError(f"{path}: no such file.{_nearest_path(Path(path))}")
+            files += found
+    return files
+
+
+def read(file: str, config: DataConfig, columns: Columns) -> Iterator[Row]:
+    """Rows of one file, in order.
+
+    Raises:
+        DataError: the file as a whole cannot be read (missing column, binary, not what its ending says).
+    """
+    if file.startswith("hf:"):
+        yield from _read_hugging_face(file, columns)
+        return
+    if file.startswith("tfds:"):
+        yield from _read_tfds(file, columns)
+        return
+    if file.startswith("sample:"):
+        resource = resources.files("tfpipeline") / "samples" / f"{file.removeprefix('sample:')}.csv"
+        with resource.open("rb") as stream:
+            yield from _read_delimited(stream, file, config, columns, ",")
+        return
+    kind = config.format if config.format != "auto" else _format_of(Path(file).name)
+    if not kind:
+        raise DataError(f"{file}: the format is not clear from the ending. Set data.format to csv, tsv, jsonl, parquet or tfrecord.")
+    try:
+        if kind == "parquet":
+            yield from _read_parquet(file, columns)
+        elif kind == "tfrecord":
+            yield from _read_tfrecord(file, columns)
+        else:
+            with _open(file) as stream:
+                _refuse_binary(stream, file)
+                if kind == "jsonl":
+                    yield from _read_jsonl(stream, file, columns)
+                else:
+                    yield from _read_delimited(stream, file, config, columns, "," if kind == "csv" else "\t")
+    except (OSError, EOFError) as error:
+        raise DataError(f"{file}: cannot be read: {error}. Check the file and its permissions.") from error
+
+
+def _format_of(name: str) -> str:
+    return _ENDINGS.get(Path(name.removesuffix(".gz")).suffix.lower(), "")
+
+
+def _open(file: str) -> IO[bytes]:
+    return gzip.open(file, "rb") if file.endswith(".gz") else Path(file).open("rb")  # type: ignore[return-value]
+
+
+def _refuse_binary(stream: IO[bytes], file: str) -> None:
+    head = stream.read(8192)
+    stream.seek(0)
+    if b"\x00" in head:
+        what = "UTF-16 text" if head[:2] in (b"\xff\xfe", b"\xfe\xff") else "a binary file"
+        raise DataError(f"{file}: looks like {what} (zero bytes at the start). Expected UTF-8 text; convert it, or set data.format.")
+    if not head:
+        raise DataError(f"{file}: the file is empty. Expected at least a few labelled rows.")
+
+
+@contextlib.contextmanager
+def _long_fields() -> Iterator[None]:
+    # The default limit of 128 KiB raises in the middle of a record, after which the reader has lost its place. Rows are judged by their length later.
+    before = csv.field_size_limit(1 << 30)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+def _read_delimited(stream: IO[bytes], file: str, config: DataConfig, columns: Columns, delimiter: str) -> Iterator[Row]:
+    # surrogateescape: a bad byte reaches its own row and spoils no other.
+    text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    # TSV as in the public corpora: no quoting, a quote character is text.
+    quoting = csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE
+    reader = csv.reader(text, delimiter=delimiter, quoting=quoting)
+    with _long_fields():
+        first = next(_records(reader, file), None)
+        if first is None:
+            raise DataError(f"{file}: the file holds no row. Expected at least a few labelled rows.")
+        wanted = [name for name in columns.names() if name]
+        by_name = [name for name in wanted if not name.isdigit()]
+        has_header = config.header == "yes" or (config.header == "auto" and any(name in first for name in by_name))
+        header = [cell.strip() for cell in first] if has_header else None
+        indices = _locate(columns, header, len(first), file, first)
+        width = len(first)
+        line = reader.line_num + 1
+        if not has_header:
+            yield _pick(1, first, indices, width)
+        for cells in _records(reader, file):
+            start, line = line, reader.line_num + 1
+            if cells:  # a blank line is no row
+                yield _pick(start, cells, indices, width)
+
+
+def _records(reader: Any, file: str) -> Iterator[list[str]]:
+    while True:
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise DataError(f"{file}:{reader.line_num}: not valid CSV: {error}. Check the quotes around this line.") from error
+        yield cells
+
+
+def _pick(line: int, cells: list[str], indices: list[int | None], width: int) -> Row:
+    if len(cells) != width:
+        return line, Problem("wrong column count", f"{width} columns, as in the first row", f"{len(cells)} columns")
+    values = [None if index is None else cells[index] for index in indices]
+    for value in values:
+        if value is not None and not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+            return line, Problem("undecodable bytes", "UTF-8 text", repr(value[:80]))
+    return line, values
+
+
+def _locate(columns: Columns, header: list[str] | None, width: int, file: str, first: Sequence[str]) -> list[int | None]:
+    """The index of each column; None for one that is not configured."""
+    indices: list[int | None] = []
+    for name in columns.names():
+        if not name:
+            indices.append(None)
+        elif header is not None and name in header:
+            indices.append(header.index(name))
+        elif name.isdigit() and int(name) < width:
+            indices.append(int(name))
+        else:
+            raise _no_column(name, header, file, width, first)
+    return indices
+
+
+def _no_column(name: str, header: Sequence[str] | None, file: str, width: int, first: Sequence[str]) -> DataError:
+    if name.isdigit():
+        return DataError(f"{file}: no column number {name}: rows have {width} columns, counted from 0.")
+    if header is not None:
+        near = difflib.get_close_matches(name, header, n=1)
+        hint = f" Did you mean '{near[0]}'?" if near else ""
+        return DataError(f"{file}: no column '{name}'.{hint} Columns: {', '.join(header)}. Set data.text, data.label to the right ones.")
+    shown = ", ".join(repr(cell[:30]) for cell in list(first)[:6])
+    return DataError(
+        f"{file}: no column '{name}': the first row ({shown}) is not a header with that name. "
+        "Without a header, give columns by number, for example --set data.text=0 --set data.label=1."
+    )
+
+
+def _read_jsonl(stream: IO[bytes], file: str, columns: Columns) -> Iterator[Row]:
+    names = columns.names()
+    seen = False
+    for line, raw in enumerate(stream, start=1):
+        if not raw.strip():
+            continue
+        try:
+            record = json.loads(raw)
+        except UnicodeDecodeError:
+            yield line, Problem("undecodable bytes", "UTF-8 text", repr(raw[:80]))
+            continue
+        except ValueError as error:
+            yield line, Problem("not a JSON object", "one JSON object a line", f"{str(error)[:80]}: {raw[:80].decode(errors='replace')!r}")
+            continue
+        if not isinstance(record, dict):
+            yield line, Problem("not a JSON object", "one JSON object a line", repr(record)[:80])
+            continue
+        if not seen:
+            seen = True
+            for name in (columns.text, columns.text_pair, columns.label):
+                if name and name not in record:
+                    raise _no_column(name, list(record), file, len(record), [])
+        yield line, [record.get(name) if name else None for name in names]
+
+
+def _read_parquet(file: str, columns: Columns) -> Iterator[Row]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if file.endswith(".gz"):
+        raise DataError(f"{file}: Parquet compresses inside; a gzipped Parquet file cannot be read in pieces. Unpack it.")
+    try:
+        source = pq.ParquetFile(file)
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{file}: not a Parquet file: {error}. Set data.format if the ending is wrong.") from error
+    with source:
+        names = source.schema_arrow.names
+        indices = _locate(columns, names, len(names), file, names)
+        needed = sorted({names[index] for index in indices if index is not None})
+        line = 0
+        for batch in source.iter_batches(batch_size=8192, columns=needed):
+            lists = [None if index is None else batch.column(names[index]).to_pylist() for index in indices]
+            for number in range(batch.num_rows):
+                line += 1
+                yield line, [None if values is None else values[number] for values in lists]
+
+
+def _read_tfrecord(file: str, columns: Columns) -> Iterator[Row]:
+    try:
+        import tensorflow as tf
+    except ImportError as error:
+        raise DependencyError("reading TFRecord files needs TensorFlow: pip install 'tfpipeline[train]'.") from error
+    names = columns.names()
+    line = 0
+    try:
+        for record in tf.data.TFRecordDataset(file, compression_type="GZIP" if file.endswith(".gz") else "").as_numpy_iterator():
+            line += 1
+            example = tf.train.Example()
+            try:
+                example.ParseFromString(record)
+            except Exception:  # protobuf's DecodeError, which moves between releases
+                yield line, Problem("not a tf.Example", "a serialized tf.train.Example", repr(record[:40]))
+                continue
+            features = example.features.feature
+            if line == 1:
+                for name in (columns.text, columns.text_pair, columns.label):
+                    if name and name not in features:
+                        raise _no_column(name, sorted(features), file, len(features), [])
+            try:
+                yield line, [_feature(features[name]) if name and name in features else None for name in names]
+            except UnicodeDecodeError:
+                yield line, Problem("undecodable bytes", "UTF-8 text", repr(record[:40]))
+    except tf.errors.DataLossError as error:
+        raise DataError(f"{file}: record {line + 1} is damaged or this is not a TFRecord file: {str(error)[:120]}.") from error
+
+
+def _feature(feature: Any) -> Any:
+    kind = feature.WhichOneof("kind")
+    values = list(getattr(feature, kind).value) if kind else []
+    values = [value.decode("utf-8") if isinstance(value, bytes) else value for value in values]
+    return values[0] if len(values) == 1 else values or None
+
+
+def _read_hugging_face(name: str, columns: Columns) -> Iterator[Row]:
+    try:
+        import datasets
+    except ImportError as error:
+        raise DependencyError(f"{name}: reading Hugging Face data sets needs: pip install datasets.") from error
+    path, _, config = name.removeprefix("hf:").partition(":")
+    stream = datasets.load_dataset(path, config or None, split="train", streaming=True)
+    classes = getattr((stream.features or {}).get(columns.label), "names", None)
+    for line, record in enumerate(stream, start=1):
+        yield line, _named(record, columns, name, classes)
+
+
+def _read_tfds(name: str, columns: Columns) -> Iterator[Row]:
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise DependencyError(f"{name}: reading TensorFlow Datasets needs: pip install tensorflow-datasets.") from error
+    rows, info = tfds.load(name.removeprefix("tfds:"), split="train", with_info=True)
+    classes = getattr(info.features.get(columns.label), "names", None)
+    for line, record in enumerate(tfds.as_numpy(rows), start=1):
+        decoded = {key: value.decode("utf-8") if isinstance(value, bytes) else value for key, value in record.items()}
+        yield line, _named(decoded, columns, name, classes)
+
+
+def _named(record: dict[str, Any], columns: Columns, name: str, classes: list[str] | None) -> list[Any]:
+    for column in (columns.text, columns.text_pair, columns.label):
+        if column and column not in record:
+            raise _no_column(column, list(record), name, len(record), [])
+    values = [record.get(column) if column else None for column in columns.names()]
+    if classes and isinstance(values[2], int) and 0 <= values[2] < len(classes):
+        values[2] = classes[values[2]]
+    return values
+
+
+def _nearest_path(path: Path) -> str:
+    folder = path.parent if path.parent.is_dir() else None
+    if folder is None:
+        return f" The folder {path.parent} does not exist either."
+    near = difflib.get_close_matches(path.name, [entry.name for entry in folder.iterdir()], n=1, cutoff=0.5)
+    return f" Did you mean '{folder / near[0]}'?" if near else f" The folder {folder.resolve()} is there, but holds nothing of that name."

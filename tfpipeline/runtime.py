@@ -1,0 +1,92 @@
+"""The only place that touches process state: seeds, threads, precision, determinism, distribution strategy, library noise.
+
+In: `RuntimeConfig`. Out: a `tf.distribute.Strategy` in whose scope the model is built. Refuses: a TensorFlow that runs Keras 3, and settings
+that come too late in the life of the process.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from typing import Any
+
+from tfpipeline.config import RuntimeConfig
+from tfpipeline.errors import ConfigError, DependencyError
+
+
+def quiet() -> None:
+    """Silences what TensorFlow, Keras and transformers say about themselves; call before they are imported. Warnings about the user's data stay."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for module in ("tensorflow", "tf_keras", "keras", "transformers", "google", "numpy", "huggingface_hub"):
+        warnings.filterwarnings("ignore", module=rf"{module}(\..*)?")
+    for name in ("tensorflow", "absl", "transformers", "huggingface_hub"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def check() -> None:
+    """Raises DependencyError when the training stack is missing or TensorFlow already runs with Keras 3."""
+    try:
+        import tensorflow as tf
+        import tensorflow_text  # noqa: F401
+        import transformers  # noqa: F401
+    except ImportError as error:
+        raise DependencyError(
+            f"{error.name or error} is not installed. Training needs the extra: pip install 'tfpipeline[train]'."
+        ) from error
+    if not tf.keras.__version__.startswith("2."):
+        raise DependencyError(
+            f"TensorFlow runs with Keras {tf.keras.__version__}; the TF classes of transformers need Keras 2. Import tfpipeline before tensorflow, "
+            "or set TF_USE_LEGACY_KERAS=1 before the first import."
+        )
+
+
+def apply(config: RuntimeConfig) -> Any:
+    """Sets the process up and returns the strategy.
+
+    Raises:
+        ConfigError: threads or devices can no longer be changed because TensorFlow has already run something.
+    """
+    check()
+    import tensorflow as tf
+    import tf_keras
+
+    if config.threads:
+        try:
+            tf.config.threading.set_intra_op_parallelism_threads(config.threads)
+            tf.config.threading.set_inter_op_parallelism_threads(config.threads)
+        except RuntimeError as error:
+            if tf.config.threading.get_intra_op_parallelism_threads() != config.threads:
+                raise ConfigError(
+                    f"`runtime.threads` = {config.threads} comes too late: TensorFlow has already started in this process."
+                ) from error
+    tf_keras.utils.set_random_seed(config.seed)
+    if config.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    policy = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}[config.precision]
+    tf_keras.mixed_precision.set_global_policy(policy)
+    match config.strategy:
+        case "mirrored":
+            return tf.distribute.MirroredStrategy()
+        case "multiworker":
+            return tf.distribute.MultiWorkerMirroredStrategy()
+        case _:
+            return tf.distribute.get_strategy()
+
+
+def describe() -> dict[str, Any]:
+    """What the run is recorded with."""
+    import tensorflow as tf
+
+    return {
+        "devices": [device.name for device in tf.config.list_logical_devices()],
+        "cpus": os.cpu_count(),
+        "threads": tf.config.threading.get_intra_op_parallelism_threads(),
+        "deterministic": tf.config.experimental.is_op_determinism_enabled()
+        if hasattr(tf.config.experimental, "is_op_determinism_enabled")
+        else None,
+    }

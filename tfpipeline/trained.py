@@ -1,0 +1,174 @@
+"""A finished run as one object: preprocessor + model + label names. Frees evaluation, compression and export from how a run is stored.
+
+In: a run directory with a best checkpoint. Out: a `Trained` whose `predict(texts, pairs)` gives probabilities.
+
+    checkpoints/best/     the weights (a TensorFlow checkpoint), model.json (architecture, labels, casing, backbone), vocab.txt
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+
+from tfpipeline import batches, text
+from tfpipeline.backbone import Backbone
+from tfpipeline.config import Config
+from tfpipeline.errors import RunError
+from tfpipeline.model import Classifier, build
+from tfpipeline.progress import Progress
+from tfpipeline.runs import Run, read_json
+
+Probabilities = npt.NDArray[np.float32]
+
+
+@dataclass
+class Trained:
+    """Everything that answers a text.
+
+    Attributes:
+        config: of the run.
+        labels: class names; the index is the class number.
+        has_pairs: whether a row is two texts.
+        preprocessor: strings to ids.
+        model: ids to logits.
+        backbone: what the run started from.
+    """
+
+    config: Config
+    labels: tuple[str, ...]
+    has_pairs: bool
+    preprocessor: text.Preprocessor
+    model: Classifier
+    backbone: Backbone
+
+    @property
+    def task(self) -> str:
+        """`single_label` or `multi_label`."""
+        return self.config.data.task
+
+    def predict(
+        self, texts: Sequence[str], pairs: Sequence[str] | None = None, *, batch_size: int = 64, progress: bool = False
+    ) -> Probabilities:
+        """Probabilities float32 `[rows, classes]`, in the order of the texts; any number of rows, also none."""
+
+        def fetch(rows: batches.Rows) -> tuple[list[str], list[str] | None]:
+            return [texts[i] for i in rows], None if pairs is None else [pairs[i] for i in rows]
+
+        # The number of UTF-8 bytes orders texts nearly as their token count does, without tokenising twice.
+        lengths = np.array([len(t.encode()) for t in texts], np.int64)
+        if pairs is not None:
+            lengths += np.array([len(t.encode()) for t in pairs], np.int64)
+        plan = batches.evaluation_plan(lengths, batch_size)
+        result = np.zeros((len(texts), len(self.labels)), np.float32)
+        rows = batches.dataset(plan, fetch, self.preprocessor, has_pairs=pairs is not None)
+        forward = self._forward()
+        with Progress("predicting", len(texts), "texts") if progress else _nothing() as bar:
+            for numbers, tokens in zip(plan, rows, strict=True):
+                result[numbers] = forward(tokens).numpy()
+                if bar is not None:
+                    bar.update(len(numbers))
+        return result
+
+    def predict_examples(self, examples: Any, *, batch_size: int = 64, progress: bool = False) -> Probabilities:
+        """As `predict`, for the rows of a split."""
+        texts, pairs = examples.text_batch(np.arange(len(examples)))
+        return self.predict(texts, pairs, batch_size=batch_size, progress=progress)
+
+    def _forward(self) -> Callable[[dict[str, tf.Tensor]], tf.Tensor]:
+        if not hasattr(self, "_forward_function"):
+            self._forward_function = tf.function(
+                lambda tokens: to_probabilities(self.model(tokens, training=False).logits, self.task),
+                input_signature=[token_spec()],
+            )
+        function: Callable[[dict[str, tf.Tensor]], tf.Tensor] = self._forward_function
+        return function
+
+
+class _nothing:  # noqa: N801
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
+def token_spec() -> dict[str, tf.TensorSpec]:
+    """int32 `[batch, length]` for each of the model's inputs."""
+    return {name: tf.TensorSpec([None, None], tf.int32, name=name) for name in ("input_ids", "attention_mask", "token_type_ids")}
+
+
+def to_probabilities(logits: tf.Tensor, task: str) -> tf.Tensor:
+    """Softmax over classes, or a sigmoid per label; float32, same shape."""
+    return tf.sigmoid(logits) if task == "multi_label" else tf.nn.softmax(logits)
+
+
+def count_tokens(preprocessor: text.Preprocessor, examples: Any) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    """True token counts before any cut, and unknown pieces, int32 `[rows]` each."""
+    rows = len(examples)
+    tokens, unknown = np.zeros(rows, np.int32), np.zeros(rows, np.int32)
+    string = tf.TensorSpec([None], tf.string)
+    has_pairs = examples.pairs is not None
+    count = tf.function(preprocessor.count, input_signature=[string] * (2 if has_pairs else 1))
+    for start in range(0, rows, 4096):
+        numbers = np.arange(start, min(start + 4096, rows))
+        texts, pairs = examples.text_batch(numbers)
+        columns = [tf.constant(texts, tf.string)] + ([tf.constant(pairs, tf.string)] if has_pairs else [])
+        counted = count(*columns)
+        tokens[numbers], unknown[numbers] = counted[0].numpy(), counted[1].numpy()
+    return tokens, unknown
+
+
+def save(folder: Path, trained: Trained) -> None:
+    """Writes into an existing, private folder (the caller makes it atomic)."""
+    tf.train.Checkpoint(model=trained.model).write(str(folder / "weights"))
+    (folder / "vocab.txt").write_text("\n".join(trained.preprocessor.vocabulary) + "\n", encoding="utf-8")
+    description = {
+        "labels": list(trained.labels),
+        "has_pairs": trained.has_pairs,
+        "lower_case": trained.preprocessor.lower_case,
+        "backbone": {"name": trained.backbone.name, "sha256": trained.backbone.sha256, "architecture": trained.backbone.architecture},
+    }
+    (folder / "model.json").write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def load(run: Run) -> Trained:
+    """The best model of a run.
+
+    Raises:
+        RunError: the run has no finished epoch, or its files do not fit together.
+    """
+    folder = run.path / "checkpoints" / "best"
+    if not (folder / "model.json").is_file():
+        raise RunError(
+            f"{run.path}: has no trained model yet (status: {run.info.get('status')}). Finish it: tfpipeline train --resume {run.path}"
+        )
+    config = run.config
+    description = read_json(folder / "model.json")
+    vocabulary = text.read_vocabulary(folder / "vocab.txt")
+    source = description["backbone"]
+    backbone = Backbone(
+        source["name"], source["architecture"], description["lower_case"], folder / "vocab.txt", weights=None, sha256=source["sha256"]
+    )
+    labels = tuple(description["labels"])
+    model = build(
+        backbone,
+        config.model,
+        vocabulary_size=len(vocabulary),
+        labels=labels,
+        task=config.data.task,
+        seed=config.runtime.seed,
+        load_weights=False,
+    )
+    try:
+        tf.train.Checkpoint(model=model).read(str(folder / "weights")).assert_existing_objects_matched().expect_partial()
+    except (tf.errors.OpError, AssertionError, ValueError) as error:
+        raise RunError(f"{folder}: the weights cannot be read ({str(error).splitlines()[0][:200]}). Train the run again.") from error
+    preprocessor = text.Preprocessor(vocabulary, config.text, description["lower_case"])
+    return Trained(config, labels, bool(description["has_pairs"]), preprocessor, model, backbone)
