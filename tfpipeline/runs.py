@@ -140,7 +140,7 @@ def create(config: Config, root: Path = Path("runs")) -> Run:
         shutil.rmtree(path, ignore_errors=True)
         raise
     run = Run(path)
-    run.event("created", name=config.name)
+    run.event("created", model=config.name)
     return run
 
 

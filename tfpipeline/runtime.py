@@ -6,9 +6,13 @@ that come too late in the life of the process.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import sys
+import tempfile
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 from tfpipeline.config import RuntimeConfig
@@ -31,18 +35,47 @@ def quiet() -> None:
 def check() -> None:
     """Raises DependencyError when the training stack is missing or TensorFlow already runs with Keras 3."""
     try:
-        import tensorflow as tf
-        import tensorflow_text  # noqa: F401
-        import transformers  # noqa: F401
+        with _quiet_stderr():
+            import tensorflow as tf
+            import tensorflow_text  # noqa: F401
+            import tf_keras
+            import transformers  # noqa: F401
+
+            tf.config.list_physical_devices()  # looks for devices now, and says so now
     except ImportError as error:
         raise DependencyError(
             f"{error.name or error} is not installed. Training needs the extra: pip install 'tfpipeline[train]'."
         ) from error
-    if not tf.keras.__version__.startswith("2."):
+    if tf.keras.Model is not tf_keras.Model:
         raise DependencyError(
-            f"TensorFlow runs with Keras {tf.keras.__version__}; the TF classes of transformers need Keras 2. Import tfpipeline before tensorflow, "
+            "TensorFlow runs with Keras 3; the TF classes of transformers need Keras 2. Import tfpipeline before tensorflow, "
             "or set TF_USE_LEGACY_KERAS=1 before the first import."
         )
+
+
+@contextlib.contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    """Holds back what native code writes to file descriptor 2 before TensorFlow has set up its logging, which no setting silences.
+
+    Shown after all when the block fails: then it may be the explanation.
+    """
+    if "tensorflow" in sys.modules:
+        yield
+        return
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            os.dup2(kept, 2)
+            held.seek(0)
+            os.write(2, held.read())
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 def apply(config: RuntimeConfig) -> Any:

@@ -85,7 +85,7 @@ def log_losses(probabilities: Floats, rows: Rows) -> Floats:
 
 
 def brier_scores(probabilities: Floats, rows: Rows) -> Floats:
-    """Per row: the squared error summed over the classes (single-label: Brier 1950, 0 to 2), or averaged over the labels (multi-label, 0 to 1)."""
+    """Per row: the squared error, summed over the classes (single-label: Brier 1950, 0 to 2) or averaged over the labels (multi-label: 0 to 1)."""
     squared = (probabilities - rows.truth) ** 2
     return np.asarray(squared.sum(axis=1) if rows.task == "single_label" else squared.mean(axis=1))
 

@@ -7,6 +7,7 @@ the best of twenty is not, and nothing here corrects for it.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -106,10 +107,9 @@ def align(ids_a: Any, ids_b: Any, names: tuple[str, str] = ("a", "b")) -> Ints:
     place = {row_id: number for number, row_id in enumerate(b)}
     problems = []
     for name, ids in zip(names, (a, b), strict=True):
-        if len(set(ids)) != len(ids):
-            seen: set[str] = set()
-            problems.append(_finding("occur more than once in", name, [row_id for row_id in ids if row_id in seen or seen.add(row_id)]))
-            # type: ignore[func-returns-value]
+        repeated = [row_id for row_id, times in Counter(ids).items() if times > 1]
+        if repeated:
+            problems.append(_finding("occur more than once in", name, repeated))
     in_a = set(a)
     for name, missing in ((names[0], [i for i in a if i not in place]), (names[1], [i for i in b if i not in in_a])):
         if missing:

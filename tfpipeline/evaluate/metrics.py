@@ -6,7 +6,7 @@ weighting. Refuses what `rows.check` refuses.
 
 | rows | what happens |
 |---|---|
-| a class is absent from the rows | its recall is None, it is left out of ROC-AUC and PR-AUC (`skipped_labels`); still in macro-F1 when it was predicted |
+| a class is absent from the rows | its recall is None, no ROC-AUC and PR-AUC (`skipped_labels`); in macro-F1 when it was predicted |
 | a class is never predicted | its precision is None, its F1 is 0 |
 | a class is neither | precision, recall and F1 are None, left out of the averages |
 | one class only, or one row | ROC-AUC and PR-AUC are None with a reason; the rest is defined |

@@ -115,7 +115,7 @@ def load_predictions(path: str | Path) -> Predictions:
 
 
 def write_atomically(path: Path, write: Any) -> None:
-    """`write(temporary name)` in the folder of `path`, then fsync and rename: readers see the old file or the new one, never half of one."""
+    """`write(temporary name)` in the folder of `path`, then fsync and rename: readers see the old file or the new one, never half."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.close(handle)

@@ -37,15 +37,20 @@ def render(metrics: dict[str, Any], baseline: dict[str, Any] | None = None, comp
     shown = [metrics] if baseline is None else [metrics, baseline]
     lines = [f"{metrics['n']:,} rows, {len(metrics['labels'])} labels, {metrics['confidence']:.0%} intervals".replace("%", " %")]
     lines += ["", f"{'':<20}" + "".join(f"{fit(name, 27):<29}" for name in names[: len(shown)]).rstrip()]
-    for key, name in HEADLINE_ROWS:
-        if key in metrics:
-            cells = "".join(f"{interval_text(key, column.get(key)):<29}" for column in shown)
-            lines.append(f"{name:<20}{cells}".rstrip())
+    for key, name in headline_rows(metrics):
+        cells = "".join(f"{interval_text(key, column.get(key)):<29}" for column in shown)
+        lines.append(f"{name:<20}{cells}".rstrip())
     if comparison is not None:
         lines += ["", *wrap(comparison_sentence(comparison))]
     calibration = metrics["calibration"]
     lines += ["", *wrap(calibration_sentence(calibration)), "", *_classes(metrics)]
     return "\n".join(lines)
+
+
+def headline_rows(metrics: dict[str, Any]) -> list[tuple[str, str]]:
+    """(key, name for people) of the metrics that this task has."""
+    names = dict(HEADLINE_ROWS) | ({"accuracy": "all labels right"} if metrics["task"] == "multi_label" else {})
+    return [(key, name) for key, name in names.items() if key in metrics]
 
 
 def number_text(key: str, value: float | None) -> str:

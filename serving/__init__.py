@@ -1,0 +1,1 @@
+"""A published model and everything after it. Never imports `tfpipeline`; nothing here imports TensorFlow."""
