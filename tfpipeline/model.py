@@ -284,7 +284,7 @@ class Classifier(TFBertForSequenceClassification):
         if hasattr(optimizer, "get_unscaled_gradients"):
             gradients = optimizer.get_unscaled_gradients(gradients)
         if tf.distribute.get_strategy().num_replicas_in_sync > 1:
-            inner = getattr(optimizer, "inner_optimizer", optimizer)
+            inner: Any = getattr(optimizer, "inner_optimizer", optimizer)
             gradients = [gradient for gradient, _ in inner.aggregate_gradients(list(zip(gradients, variables, strict=True)))]
         gradients = [unique_rows(gradient) for gradient in gradients]
         if self.settings.clip_norm:
@@ -302,7 +302,7 @@ class Classifier(TFBertForSequenceClassification):
     @contextlib.contextmanager
     def averaged_weights(self) -> Iterator[None]:
         """Inside, the weights are their moving average (where `ema_decay` is on); afterwards they are what they were."""
-        inner = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+        inner: Any = getattr(self.optimizer, "inner_optimizer", self.optimizer)
         if not getattr(inner, "use_ema", False):
             yield
             return

@@ -38,7 +38,7 @@ def score_files(model: Any, config: Config, inputs: Sequence[str], output: Path)
         raise ConfigError(f"--output {output}: expected a name ending in {', '.join(FORMATS)}.")
     rejects: list[dict[str, Any]] = []
     rows = 0
-    writers = {".jsonl": _JsonLines, ".csv": _Csv, ".parquet": _Parquet}
+    writers: dict[str, Any] = {".jsonl": _JsonLines, ".csv": _Csv, ".parquet": _Parquet}
     with atomic_write(output) as stream, Progress("scoring", unit="texts") as bar:
         writer = writers[output.suffix](stream, model.labels)
         for examples in data.read_examples(inputs, config.data, model.labels, need_labels=False, rejects=rejects):

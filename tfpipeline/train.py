@@ -350,7 +350,8 @@ def _watcher(session: _Session, plan: list[batches.Rows], bar: Progress, stop: t
             now = time.monotonic()
             if now - self.last_event > EVENT_SECONDS:
                 self.last_event = now
-                rate = float(getattr(model.optimizer, "inner_optimizer", model.optimizer).learning_rate)
+                inner: Any = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+                rate = float(inner.learning_rate)
                 session.run.event("step", step=step, epoch=at.epoch + 1, loss=round(loss, 6), learning_rate=rate)
                 session._summaries({"loss": loss, "learning_rate": rate}, step, "step")
             due = settings.checkpoint_minutes and now - self.last_save > 60 * settings.checkpoint_minutes

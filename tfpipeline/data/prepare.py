@@ -152,7 +152,7 @@ class _Intake:
     def _check(self, values: list[Any], source: str) -> tuple[Any, ...] | Problem:
         text, pair, label, weight, row_id, *slices = values
         columns = self.columns
-        checked = []
+        checked: list[str | None] = []
         for name, value in ((columns.text, text), (columns.text_pair, pair)):
             if not name:
                 checked.append(None)

@@ -182,8 +182,7 @@ def _read_delimited(stream: IO[bytes], file: str, config: DataConfig, columns: C
     # surrogateescape: a bad byte reaches its own row and spoils no other.
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
     # TSV as in the public corpora: no quoting, a quote character is text.
-    quoting = csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE
-    reader = csv.reader(text, delimiter=delimiter, quoting=quoting)
+    reader = csv.reader(text, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE)
     with _long_fields():
         first = next(_records(reader, file), None)
         if first is None:
