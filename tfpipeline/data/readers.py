@@ -183,23 +183,30 @@ def _read_delimited(stream: IO[bytes], file: str, config: DataConfig, columns: C
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
     # TSV as in the public corpora: no quoting, a quote character is text.
     reader = csv.reader(text, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE)
-    with _long_fields():
-        first = next(_records(reader, file), None)
-        if first is None:
-            raise DataError(f"{file}: the file holds no row. Expected at least a few labelled rows.")
-        wanted = [name for name in columns.names() if name]
-        by_name = [name for name in wanted if not name.isdigit()]
-        has_header = config.header == "yes" or (config.header == "auto" and any(name in first for name in by_name))
-        header = [cell.strip() for cell in first] if has_header else None
-        indices = _locate(columns, header, len(first), file, first)
-        width = len(first)
-        line = reader.line_num + 1
-        if not has_header:
-            yield _pick(1, first, indices, width)
-        for cells in _records(reader, file):
-            start, line = line, reader.line_num + 1
-            if cells:  # a blank line is no row
-                yield _pick(start, cells, indices, width)
+    try:
+        with _long_fields():
+            yield from _delimited_rows(reader, file, config, columns)
+    finally:
+        text.detach()  # the stream is closed by whoever opened it
+
+
+def _delimited_rows(reader: Any, file: str, config: DataConfig, columns: Columns) -> Iterator[Row]:
+    first = next(_records(reader, file), None)
+    if first is None:
+        raise DataError(f"{file}: the file holds no row. Expected at least a few labelled rows.")
+    wanted = [name for name in columns.names() if name]
+    by_name = [name for name in wanted if not name.isdigit()]
+    has_header = config.header == "yes" or (config.header == "auto" and any(name in first for name in by_name))
+    header = [cell.strip() for cell in first] if has_header else None
+    indices = _locate(columns, header, len(first), file, first)
+    width = len(first)
+    line = reader.line_num + 1
+    if not has_header:
+        yield _pick(1, first, indices, width)
+    for cells in _records(reader, file):
+        start, line = line, reader.line_num + 1
+        if cells:  # a blank line is no row
+            yield _pick(start, cells, indices, width)
 
 
 def _records(reader: Any, file: str) -> Iterator[list[str]]:

@@ -1,0 +1,42 @@
+"""The whole story: raw text to an answering model, through the command line as a person types it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+
+def _tfpipeline(*arguments: str, cwd: Path) -> str:
+    done = subprocess.run([sys.executable, "-m", "tfpipeline", *arguments], cwd=cwd, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_raw_text_becomes_an_answering_model(tmp_path: Path) -> None:
+    """data -> train -> evaluate -> export -> predict on the shipped corpus, each command reading what the one before wrote."""
+    report = json.loads(_tfpipeline("data", "--preset", "scratch", "--json", cwd=tmp_path))
+    assert report["rows_read"] > 1200
+
+    small = ["--set", "train.epochs=3", "--set", "text.vocabulary_size=1000", "--set", "evaluate.bootstrap_samples=100"]
+    trained = json.loads(_tfpipeline("train", "--preset", "scratch", *small, "--json", cwd=tmp_path))
+    assert trained["epochs"] == 3
+    assert 0.3 < trained["metrics"]["accuracy"]["value"] <= 1.0
+    assert trained["baseline"]["accuracy"]["value"] > 0.3
+
+    again = json.loads(_tfpipeline("evaluate", "latest", "--json", cwd=tmp_path))
+    assert again["metrics"]["accuracy"] == trained["metrics"]["accuracy"]
+
+    exported = json.loads(_tfpipeline("export", "latest", "--json", cwd=tmp_path))
+    assert (tmp_path / exported["model"] / "saved_model.pb").is_file()
+
+    by_run = json.loads(_tfpipeline("predict", "latest", "the app lost my payment", "lovely staff", "--json", cwd=tmp_path))["predictions"]
+    for folder in tmp_path.glob("runs/*"):  # the model's own folder must be enough
+        folder.rename(folder.with_name(f"gone-{folder.name}")) if not folder.is_symlink() else folder.unlink()
+    by_model = json.loads(_tfpipeline("predict", "models", "the app lost my payment", "lovely staff", "--json", cwd=tmp_path))[
+        "predictions"
+    ]
+    for one, other in zip(by_run, by_model, strict=True):
+        assert one["label"] == other["label"]
+        assert abs(one["score"] - other["score"]) < 1e-5
