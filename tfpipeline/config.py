@@ -128,6 +128,10 @@ class TextConfig:
     replace_mentions: bool = _setting(True, "Put the word `user` in place of an @mention.")
     strip_control: bool = _setting(True, "Drop control characters; tabs and line breaks become spaces.")
     collapse_spaces: bool = _setting(True, "Squeeze runs of white space into one space and trim the ends.")
+    rejoin_contractions: bool = _setting(
+        False,
+        "Turn `do n't`, as treebank corpora write it, back into `don't`: BERT's word pieces of the two differ, and it was pretrained on the second.",
+    )
     lower_case: str = _setting(
         "auto", "Lower-case and strip accents: `auto` does what the backbone was trained with.", choices=("auto", "yes", "no")
     )

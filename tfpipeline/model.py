@@ -19,6 +19,7 @@ from typing import Any
 
 import tensorflow as tf
 import tf_keras
+from safetensors import SafetensorError
 from transformers import BertConfig, TFBertForSequenceClassification
 from transformers.modeling_tf_outputs import TFSequenceClassifierOutput
 from transformers.modeling_tf_utils import unpack_inputs
@@ -360,7 +361,7 @@ def build(
     try:
         # from_pretrained wants a folder; the file's own folder is the verified one.
         model = Classifier.from_pretrained(str(Path(backbone.weights).parent), config=config, local_files_only=True)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise BackboneError(f"backbone {backbone.name!r}: {backbone.weights} cannot be loaded as BERT weights: {error}.") from error
     return model
 

@@ -34,6 +34,7 @@ _TAG = r"<(?:/?[A-Za-z][^<>]{0,500}|!--[^<>]{0,500}--)>"
 _URL = r"(?i)\b(?:https?://|www\.)[^\s<>\"']+"
 _EMAIL = r"[A-Za-z0-9._%+-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+"
 _MENTION = r"(^|[^\pL\pN_@./])@[\pL\pN_]+"
+_TORN = r"(?i)\b(ai|are|ca|could|did|do|does|had|has|have|is|might|must|need|ought|sha|should|was|were|wo|would) n't\b"
 _SPACES = r"[\s\pZ\x{85}]+"
 # C0 and C1 controls and the replacement of undecodable bytes; tab and line ends are white space and handled first.
 _CONTROL = r"[\x{00}-\x{08}\x{0E}-\x{1F}\x{7F}-\x{84}\x{86}-\x{9F}\x{FFFD}]"
@@ -131,7 +132,7 @@ class Preprocessor(tf.Module):
 
     def clean(self, text: tf.Tensor) -> tf.Tensor:
         """The cleaned strings, string `[batch]`. Each step can be switched off in `[text]`."""
-        if self.config.stop_words:
+        if self.config.stop_words or self.config.rejoin_contractions:
             return self._clean_all(text)
         # Most rows of most corpora are plain ASCII in which no step finds anything; one scan finds the others, and only those pay.
         needs = ~tf.strings.regex_full_match(text, _PLAIN) | tf.strings.regex_full_match(text, _MAY_NEED_CLEANING)
@@ -161,6 +162,8 @@ class Preprocessor(tf.Module):
             text = tf.strings.regex_replace(text, _MENTION, r"\1user")
         if config.strip_control:
             text = tf.strings.regex_replace(text, _CONTROL, "")
+        if config.rejoin_contractions:
+            text = tf.strings.regex_replace(text, _TORN, r"\1n't")
         if config.stop_words:
             words = "|".join(re.escape(word) for word in sorted(config.stop_words, key=len, reverse=True))
             text = tf.strings.regex_replace(text, rf"(?i)\b(?:{words})\b", " ")
