@@ -64,6 +64,8 @@ _ENTITIES = (
 )
 # Anything that some step of `_clean_all` could change; a superset is safe, a miss is not (a test compares both ways on hard strings).
 _PLAIN = r"[ -~]*"
+_VISIBLE_ASCII = r"[\t\n\r -~]*"
+_INVISIBLE = r"[\x{00}-\x{08}\x{0B}\x{0C}\x{0E}-\x{1F}\x{7F}-\x{9F}\p{Cf}\p{Co}\x{FFFD}]"
 _MAY_NEED_CLEANING = r"(?: .*|.* |.*(?:[&<@]|(?i:://|www\.)|  ).*)"
 
 
@@ -87,8 +89,10 @@ class Preprocessor(tf.Module):
         self._sep_id = self.vocabulary.index("[SEP]")
         self._pad_id = self.vocabulary.index("[PAD]")
         self._unk_id = self.vocabulary.index("[UNK]")
+        # Its own lower-casing folds compatibility forms too (NFKC), so that the full-width comma, a word piece of bert-base-chinese, would become
+        # an ASCII one; `_normalise` does what BERT's reference tokenizer does.
         self._tokenizer = tf_text.FastBertTokenizer(
-            vocab=list(self.vocabulary), token_out_type=tf.int32, lower_case_nfd_strip_accents=lower_case
+            vocab=list(self.vocabulary), token_out_type=tf.int32, lower_case_nfd_strip_accents=False
         )
 
     def __call__(self, text: tf.Tensor, text_pair: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
@@ -173,7 +177,24 @@ class Preprocessor(tf.Module):
 
     def tokenize(self, text: tf.Tensor) -> tf.RaggedTensor:
         """Cleaned, tokenised, not yet cut: int32 ids `[batch, (pieces)]`."""
-        return self._tokenizer.tokenize(self.clean(text))
+        return self._tokenizer.tokenize(self._normalise(self.clean(text)))
+
+    def _normalise(self, text: tf.Tensor) -> tf.Tensor:
+        """What BERT's reference tokenizer does to every text before it splits it, whatever `[text]` says: invisible characters go; for uncased
+        models NFD, non-spacing marks go, lower case.
+        """
+        lower = tf.strings.lower if self.lower_case else tf.identity
+        needs = ~tf.strings.regex_full_match(text, _VISIBLE_ASCII)
+        rows = tf.where(needs)
+
+        def normalise_rows() -> tf.Tensor:
+            part = tf.strings.regex_replace(tf.boolean_mask(text, needs), _INVISIBLE, "")
+            if self.lower_case:
+                part = tf.strings.regex_replace(tf_text.normalize_utf8(part, "NFD"), r"\p{Mn}", "")
+                part = tf.strings.lower(part, encoding="utf-8")
+            return tf.tensor_scatter_nd_update(lower(text), rows, part)
+
+        return tf.cond(tf.size(rows) > 0, normalise_rows, lambda: lower(text))
 
     def count(self, text: tf.Tensor, text_pair: tf.Tensor | None = None) -> tuple[tf.Tensor, tf.Tensor]:
         """`(tokens, unknown)`, int32 `[batch]`: the true length with special tokens before any cut, and how many pieces are `[UNK]`."""
@@ -188,8 +209,9 @@ class Preprocessor(tf.Module):
         if len(lengths) == 1:
             return [tf.minimum(lengths[0], budget)]
         first, second = lengths
-        # Longest first: whoever is shorter than half the budget is kept whole; on a tie the first text keeps the odd token.
-        keep_first = tf.minimum(first, tf.maximum(budget - second, (budget + 1) // 2))
+        # Longest first: whoever is shorter than half the budget is kept whole; the odd token goes to the longer text, on a tie to the second.
+        half = tf.where(first > second, (budget + 1) // 2, budget // 2)
+        keep_first = tf.minimum(first, tf.maximum(budget - second, half))
         return [keep_first, tf.minimum(second, budget - keep_first)]
 
     @staticmethod
@@ -240,14 +262,15 @@ def learn_vocabulary(batches: Iterable[Sequence[str]], config: TextConfig, lower
 
     # The tokenizer of this Preprocessor is never used, but cannot be built without an ordinary word piece.
     cleaner = Preprocessor([*SPECIAL_TOKENS, "a"], config, lower_case)
-    pretokenizer = tf_text.BertTokenizer(_lookup_of(SPECIAL_TOKENS), lower_case=lower_case)._basic_tokenizer
+    pretokenizer = tf_text.BertTokenizer(_lookup_of(SPECIAL_TOKENS), lower_case=False)._basic_tokenizer
     words: list[Any] = []
     for batch in batches:
-        pieces = pretokenizer.tokenize(cleaner.clean(tf.constant(list(batch), tf.string)))
+        cleaned = cleaner.clean(tf.constant(list(batch), tf.string))
+        pieces = pretokenizer.tokenize(cleaner._normalise(cleaned))
         words.append(pieces.flat_values.numpy())
-    counts = learner.count_words([[word for batch in words for word in batch.tolist()]])
-    if not counts:
+    if not any(len(batch) for batch in words):
         raise ConfigError("no words to learn a vocabulary from: every training text is empty after cleaning.")
+    counts = learner.count_words(words)
     learned = learner.learn(
         counts,
         vocab_size=config.vocabulary_size,
