@@ -309,7 +309,7 @@ class Classifier(TFBertForSequenceClassification):
             return
         variables = self.trainable_variables
         kept = [variable.numpy() for variable in variables]
-        inner.finalize_variable_values(variables)
+        inner.load_averages(variables)
         try:
             yield
         finally:

@@ -83,6 +83,13 @@ class _PerVariable:
         finally:
             self._multiplier = 1.0
 
+    def finalize_variable_values(self, var_list: Any) -> None:
+        """Nothing: Keras' `fit` calls this after every epoch, and with a moving average it would overwrite the weights that are being trained."""
+
+    def load_averages(self, variables: Any) -> None:
+        """Overwrites the variables with their moving averages; the caller keeps what they were."""
+        super().finalize_variable_values(variables)  # type: ignore[misc]
+
     def _update_rows(self, gradient: tf.IndexedSlices, variable: Any, decay: float) -> None:
         """Adam on the named rows alone. The indices must be unique (`unique_rows`)."""
         rows, values = gradient.indices, gradient.values

@@ -74,9 +74,8 @@ class Examples:
 
     def text_batch(self, rows: npt.NDArray[np.integer[Any]]) -> tuple[list[str], list[str] | None]:
         """Texts and second texts of these rows; called once per training step."""
-        index = pa.array(rows)
         pairs = self.pairs
-        return self.texts.take(index).to_pylist(), None if pairs is None else pairs.take(index).to_pylist()
+        return _gather(self.texts, rows), None if pairs is None else _gather(pairs, rows)
 
     def __getitem__(self, row: int) -> Example:
         label: str | tuple[str, ...] | None
@@ -93,6 +92,16 @@ class Examples:
             float(self.weights[row]),
             self.sources[row].as_py(),
         )
+
+
+def _gather(column: pa.ChunkedArray, rows: npt.NDArray[np.integer[Any]]) -> list[str]:
+    # `ChunkedArray.take` copies the whole column into one chunk first: at a million rows 30 ms for every batch.
+    chunks = column.chunks
+    if len(chunks) == 1:
+        return list(chunks[0].take(pa.array(rows)).to_pylist())
+    starts = np.cumsum([0, *(len(chunk) for chunk in chunks)])
+    holders = np.searchsorted(starts, rows, side="right") - 1
+    return [chunks[holder][row].as_py() for holder, row in zip(holders.tolist(), (rows - starts[holders]).tolist(), strict=True)]
 
 
 @dataclass(frozen=True)

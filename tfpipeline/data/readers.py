@@ -7,13 +7,13 @@ CSV, because only `csv` knows on which line a record ended, and every message of
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import difflib
 import glob
 import gzip
 import io
 import json
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -37,6 +37,7 @@ _ENDINGS = {
     ".tfrecords": "tfrecord",
 }
 _SAMPLES = ("bank_feedback",)
+_CSV_FIELD_LIMIT = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,10 @@ def expand(paths: Sequence[str]) -> list[str]:
                 raise DataError(f"{path}: no such sample corpus. There is: {', '.join(f'sample:{s}' for s in _SAMPLES)}.")
             files.append(path)
         elif Path(path).is_dir():
-            inside = sorted(str(p) for p in Path(path).iterdir() if p.is_file() and _format_of(p.name))
+            try:
+                inside = sorted(str(p) for p in Path(path).iterdir() if p.is_file() and _format_of(p.name))
+            except OSError as error:
+                raise DataError(f"{path}: the folder cannot be read: {error.strerror}. Check its permissions.") from error
             if not inside:
                 raise DataError(
                     f"{path}: this folder holds no data file. Expected files ending in {', '.join(sorted(_ENDINGS))} (or those with .gz)."
@@ -107,7 +111,10 @@ def expand(paths: Sequence[str]) -> list[str]:
         elif Path(path).is_file():
             files.append(path)
         else:
-            found = sorted(glob.glob(path)) if any(sign in path for sign in "*?[") else []  # noqa: PTH207
+            is_pattern = any(sign in path for sign in "*?[")
+            found = sorted(p for p in glob.glob(path, recursive=True) if Path(p).is_file()) if is_pattern else []  # noqa: PTH207
+            if not found and is_pattern:
+                raise DataError(f"{path}: no file matches this pattern. Check it with: ls {path}")
             if not found:
                 raise DataError(f"{path}: no such file.{_nearest_path(Path(path))}")
             files += found
@@ -143,10 +150,10 @@ def read(file: str, config: DataConfig, columns: Columns) -> Iterator[Row]:
             with _open(file) as stream:
                 _refuse_binary(stream, file)
                 if kind == "jsonl":
-                    yield from _read_jsonl(stream, file, columns)
+                    yield from _read_jsonl(stream, file, config, columns)
                 else:
                     yield from _read_delimited(stream, file, config, columns, "," if kind == "csv" else "\t")
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{file}: cannot be read: {error}. Check the file and its permissions.") from error
 
 
@@ -168,59 +175,120 @@ def _refuse_binary(stream: IO[bytes], file: str) -> None:
         raise DataError(f"{file}: the file is empty. Expected at least a few labelled rows.")
 
 
-@contextlib.contextmanager
-def _long_fields() -> Iterator[None]:
-    # The default limit of 128 KiB raises in the middle of a record, after which the reader has lost its place. Rows are judged by their length later.
-    before = csv.field_size_limit(1 << 30)
-    try:
-        yield
-    finally:
-        csv.field_size_limit(before)
+class _Lines:
+    """The lines of a text stream, at most `limit` characters of each, for `csv.reader` to draw from.
+
+    Of a longer line only the start is handed on (the rest is read and forgotten), and `cut` is set. What is handed on has the same number of
+    quotes, odd or even, as the whole line, so that the reader finds the end of the record where it is.
+    """
+
+    def __init__(self, stream: IO[str], limit: int) -> None:
+        self._stream = stream
+        self._limit = limit
+        self._quoted = 0
+        self.number = 0  # of the line handed on last
+        self.cut = False  # since start_record()
+        self.ended = False
+        self._left = limit
+
+    def start_record(self) -> None:
+        self.cut = False
+        self._left = self._limit
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        if self._left <= 0:  # a quote that nobody closes would collect the rest of the file
+            raise _RecordTooLongError
+        line = self._stream.readline(self._limit)
+        if not line:
+            self.ended = True
+            raise StopIteration
+        self.number += 1
+        self._left -= len(line)
+        if len(line) == self._limit and line[-1] not in "\r\n":
+            rest = self._skip()
+            if rest is not None:
+                self.cut = True
+                return line + ('"' if rest % 2 else "") + "\n"
+        return line
+
+    def _skip(self) -> int | None:
+        """Reads up to the end of the line; how many quotes were there, None when there was nothing more."""
+        quotes, some = 0, False
+        while part := self._stream.readline(1 << 16):
+            some = some or bool(part.strip("\r\n"))
+            quotes += part.count('"')
+            if part[-1] in "\r\n":
+                break
+        return quotes if some else None
+
+
+class _RecordTooLongError(Exception):
+    """A record of several lines is longer than any row may be."""
+
+
+def _line_limit(config: DataConfig) -> int:
+    # A line of JSON needs up to six characters for one of the text; a pair is two texts; and other columns want room.
+    return 12 * config.max_text_bytes + (1 << 20)
 
 
 def _read_delimited(stream: IO[bytes], file: str, config: DataConfig, columns: Columns, delimiter: str) -> Iterator[Row]:
+    if csv.field_size_limit() < _CSV_FIELD_LIMIT:
+        # The default, 128 KiB, raises in the middle of a record. _Lines bounds what the reader gets. Not lowered again: another reader may be open.
+        csv.field_size_limit(_CSV_FIELD_LIMIT)
     # surrogateescape: a bad byte reaches its own row and spoils no other.
-    text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    # TSV as in the public corpora: no quoting, a quote character is text.
-    reader = csv.reader(text, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE)
-    try:
-        with _long_fields():
-            yield from _delimited_rows(reader, file, config, columns)
-    finally:
-        text.detach()  # the stream is closed by whoever opened it
-
-
-def _delimited_rows(reader: Any, file: str, config: DataConfig, columns: Columns) -> Iterator[Row]:
-    first = next(_records(reader, file), None)
+    lines = _Lines(io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline=""), _line_limit(config))
+    # TSV as in the public corpora: no quoting, a quote character is text. Strict: a quote out of place is a bad row and not a silent repair.
+    reader = csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE, strict=True)
+    records = _records(reader, lines, config)
+    start, first = next(((line, cells) for line, cells in records if cells), (0, None))
     if first is None:
         raise DataError(f"{file}: the file holds no row. Expected at least a few labelled rows.")
+    if isinstance(first, Problem):
+        raise DataError(
+            f"{file}:{start}: {first.reason}: expected {first.expected}, received {first.received}. The first row has to be whole."
+        )
     wanted = [name for name in columns.names() if name]
-    by_name = [name for name in wanted if not name.isdigit()]
-    has_header = config.header == "yes" or (config.header == "auto" and any(name in first for name in by_name))
-    header = [cell.strip() for cell in first] if has_header else None
-    indices = _locate(columns, header, len(first), file, first)
+    stripped = [cell.strip() for cell in first]
+    has_header = config.header == "yes" or (config.header == "auto" and any(name in stripped for name in wanted if not name.isdigit()))
     width = len(first)
-    line = reader.line_num + 1
+    indices = _locate(columns, stripped if has_header else None, width, file, stripped)
     if not has_header:
-        yield _pick(1, first, indices, width)
-    for cells in _records(reader, file):
-        start, line = line, reader.line_num + 1
+        yield _pick(start, first, indices, width)
+    for line, cells in records:
         if cells:  # a blank line is no row
-            yield _pick(start, cells, indices, width)
+            yield _pick(line, cells, indices, width)
 
 
-def _records(reader: Any, file: str) -> Iterator[list[str]]:
+def _records(reader: Any, lines: _Lines, config: DataConfig) -> Iterator[tuple[int, Any]]:
+    """`(first line, cells)` or `(first line, Problem)` of each record."""
+    too_long = Problem(
+        "line too long", f"at most {_line_limit(config):,} characters a row (12 x data.max_text_bytes + 1 MiB)", "a longer line"
+    )
     while True:
+        start = lines.number + 1
+        lines.start_record()
         try:
-            cells = next(reader)
+            cells: Any = next(reader)
         except StopIteration:
             return
+        except _RecordTooLongError:
+            cells = Problem("unclosed quote", "a closing quote", f"none up to line {lines.number}")
         except csv.Error as error:
-            raise DataError(f"{file}:{reader.line_num}: not valid CSV: {error}. Check the quotes around this line.") from error
-        yield cells
+            if lines.ended:
+                cells = Problem("unclosed quote", "a closing quote", f"none up to the end of the file, line {lines.number}")
+            else:
+                cells = Problem("not valid CSV", "a quoted cell to end with its quote", f"{error}, line {lines.number}")
+        if lines.cut:
+            cells = too_long
+        yield start, cells
 
 
-def _pick(line: int, cells: list[str], indices: list[int | None], width: int) -> Row:
+def _pick(line: int, cells: Any, indices: list[int | None], width: int) -> Row:
+    if isinstance(cells, Problem):
+        return line, cells
     if len(cells) != width:
         return line, Problem("wrong column count", f"{width} columns, as in the first row", f"{len(cells)} columns")
     values = [None if index is None else cells[index] for index in indices]
@@ -237,6 +305,10 @@ def _locate(columns: Columns, header: list[str] | None, width: int, file: str, f
         if not name:
             indices.append(None)
         elif header is not None and name in header:
+            if header.count(name) > 1:
+                raise DataError(
+                    f"{file}: {header.count(name)} columns are called '{name}'. Give the one you mean by its number, counted from 0."
+                )
             indices.append(header.index(name))
         elif name.isdigit() and int(name) < width:
             indices.append(int(name))
@@ -253,16 +325,33 @@ def _no_column(name: str, header: Sequence[str] | None, file: str, width: int, f
         hint = f" Did you mean '{near[0]}'?" if near else ""
         return DataError(f"{file}: no column '{name}'.{hint} Columns: {', '.join(header)}. Set data.text, data.label to the right ones.")
     shown = ", ".join(repr(cell[:30]) for cell in list(first)[:6])
+    near = difflib.get_close_matches(name, list(first), n=1)
+    hint = f" Did you mean '{near[0]}'?" if near else ""
     return DataError(
-        f"{file}: no column '{name}': the first row ({shown}) is not a header with that name. "
+        f"{file}: no column '{name}': the first row ({shown}) is not a header with that name.{hint} "
         "Without a header, give columns by number, for example --set data.text=0 --set data.label=1."
     )
 
 
-def _read_jsonl(stream: IO[bytes], file: str, columns: Columns) -> Iterator[Row]:
+def _read_jsonl(stream: IO[bytes], file: str, config: DataConfig, columns: Columns) -> Iterator[Row]:
     names = columns.names()
     seen = False
-    for line, raw in enumerate(stream, start=1):
+    limit = _line_limit(config)
+    line = 0
+    while raw := stream.readline(limit):
+        line += 1
+        if len(raw) == limit and not raw.endswith(b"\n"):
+            more = False
+            while rest := stream.readline(1 << 16):
+                more = more or bool(rest.strip())
+                if rest.endswith(b"\n"):
+                    break
+            if more:
+                expected = f"at most {limit:,} bytes a row (12 x data.max_text_bytes + 1 MiB)"
+                yield line, Problem("line too long", expected, "a longer line")
+                continue
+        if line == 1:
+            raw = raw.removeprefix(b"\xef\xbb\xbf")
         if not raw.strip():
             continue
         try:
@@ -270,7 +359,7 @@ def _read_jsonl(stream: IO[bytes], file: str, columns: Columns) -> Iterator[Row]
         except UnicodeDecodeError:
             yield line, Problem("undecodable bytes", "UTF-8 text", repr(raw[:80]))
             continue
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             yield line, Problem("not a JSON object", "one JSON object a line", f"{str(error)[:80]}: {raw[:80].decode(errors='replace')!r}")
             continue
         if not isinstance(record, dict):
@@ -299,11 +388,34 @@ def _read_parquet(file: str, columns: Columns) -> Iterator[Row]:
         indices = _locate(columns, names, len(names), file, names)
         needed = sorted({names[index] for index in indices if index is not None})
         line = 0
-        for batch in source.iter_batches(batch_size=8192, columns=needed):
-            lists = [None if index is None else batch.column(names[index]).to_pylist() for index in indices]
-            for number in range(batch.num_rows):
+        batches = source.iter_batches(batch_size=8192, columns=needed)
+        while True:
+            try:
+                batch = next(batches, None)
+            except pa.ArrowException as error:
+                raise DataError(f"{file}: damaged after row {line}: {error}. Write the file again.") from error
+            if batch is None:
+                return
+            lists = [[None] * batch.num_rows if index is None else _values(batch.column(names[index])) for index in indices]
+            for values in zip(*lists, strict=True):
                 line += 1
-                yield line, [None if values is None else values[number] for values in lists]
+                problem = next((value for value in values if isinstance(value, Problem)), None)
+                yield line, problem or list(values)
+
+
+def _values(column: Any) -> list[Any]:
+    """Python values of an Arrow column; a Problem in place of a string that is not UTF-8."""
+    try:
+        return list(column.to_pylist())
+    except UnicodeDecodeError:
+        pass
+    values: list[Any] = []
+    for scalar in column:
+        try:
+            values.append(scalar.as_py())
+        except UnicodeDecodeError:
+            values.append(Problem("undecodable bytes", "UTF-8 text", repr(scalar.as_buffer().to_pybytes()[:80])))
+    return values
 
 
 def _read_tfrecord(file: str, columns: Columns) -> Iterator[Row]:
