@@ -1,0 +1,94 @@
+"""Who may import whom, read from the syntax trees; and light stays light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# A module imports only modules above it.
+ORDER = (
+    "errors", "config", "presets", "samples", "progress", "runs", "runtime", "data", "backbone", "text", "batches", "optimizer", "model", "evaluate",
+    "trained", "judge", "train", "export", "score", "cli", "__main__",
+)  # fmt: skip
+SERVING_FROM = {"export": {"serving.registry"}, "cli": {"serving"}}
+
+
+def _imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} if node.module in ("tfpipeline", "serving") else {node.module}
+    return found
+
+
+def _room(path: Path) -> str:
+    return path.relative_to(ROOT / "tfpipeline").parts[0].removesuffix(".py")
+
+
+def test_values_go_forward() -> None:
+    wrong = []
+    for path in (ROOT / "tfpipeline").rglob("*.py"):
+        room = _room(path)
+        if room == "__init__":
+            continue
+        assert room in ORDER, f"{room} has no place in the order"
+        for name in _imports(path):
+            parts = name.split(".")
+            if (
+                parts[0] == "tfpipeline"
+                and len(parts) > 1
+                and parts[1] != room
+                and parts[1] in ORDER
+                and ORDER.index(parts[1]) > ORDER.index(room)
+            ):
+                wrong.append(f"{path.relative_to(ROOT)} imports {name}, which comes after it")
+            if parts[0] == "serving" and not any(name.startswith(allowed) for allowed in SERVING_FROM.get(room, ())):
+                wrong.append(f"{path.relative_to(ROOT)} imports {name}")
+    assert not wrong
+
+
+def test_serving_never_imports_the_pipeline_nor_tensorflow() -> None:
+    for path in (ROOT / "serving").rglob("*.py"):
+        tops = {name.split(".")[0] for name in _imports(path)}
+        assert not tops & {"tfpipeline", "tensorflow", "transformers", "tf_keras"}, path
+
+
+@pytest.mark.parametrize(
+    ("module", "forbidden"),
+    [
+        ("tfpipeline.config", {"numpy", "tensorflow", "transformers", "pyarrow"}),
+        ("tfpipeline.runs", {"numpy", "tensorflow", "transformers", "pyarrow"}),
+        ("tfpipeline.cli", {"numpy", "tensorflow", "transformers", "pyarrow", "serving"}),
+        ("tfpipeline.data", {"tensorflow", "transformers"}),
+        ("tfpipeline.evaluate", {"tensorflow", "transformers", "matplotlib"}),
+        ("serving.registry", {"numpy", "tensorflow", "transformers", "tfpipeline"}),
+    ],
+)
+def test_light_stays_light(module: str, forbidden: set[str]) -> None:
+    code = f"import sys, {module}; print(' '.join(sorted({{m.split('.')[0] for m in sys.modules}})))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True, cwd=ROOT)
+    assert not forbidden & set(done.stdout.split())
+
+
+def test_no_room_frightens() -> None:
+    long = {path.name: count for path in (ROOT / "tfpipeline").rglob("*.py") if (count := len(path.read_text().splitlines())) > 600}
+    assert not long
+
+
+def test_nothing_is_deserialised_blindly() -> None:
+    """No pickle, no eval, no shell anywhere in the packages."""
+    for path in [*(ROOT / "tfpipeline").rglob("*.py"), *(ROOT / "serving").rglob("*.py")]:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        assert not _imports(path) & {"pickle", "dill", "shelve", "marshal"}, path
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call):
+                name = node.func.id if isinstance(node.func, ast.Name) else ""
+                assert name not in ("eval", "exec"), path
+                assert not any(word.arg == "shell" for word in node.keywords), path
