@@ -112,11 +112,8 @@ class _Session:
 
         self.run, self.config, self.strategy = run, config, strategy
         self.checkpoints = run.path / "checkpoints"
-        self.corpus = (
-            data.open_prepared(run.path / "data")
-            if (run.path / "data" / "report.json").is_file()
-            else None or data.prepare(config.data, run.path / "data")
-        )
+        prepared = run.path / "data"
+        self.corpus = data.open_prepared(prepared) if (prepared / "report.json").is_file() else data.prepare(config.data, prepared)
         backbone = backbones.find(config.model.backbone)
         lower_case = backbone.lower_case if config.text.lower_case == "auto" else config.text.lower_case == "yes"
         vocabulary = self._vocabulary(backbone, lower_case)
@@ -227,17 +224,10 @@ class _Session:
         return False
 
     def _dataset(self, examples: Any, plan: list[batches.Rows]) -> Any:
-        return (
-            self.strategy.experimental_distribute_dataset(
-                batches.dataset(
-                    plan, examples.text_batch, self.trained.preprocessor, examples.labels, examples.weights, has_pairs=self.corpus.has_pairs
-                )
-            )
-            if self.strategy.num_replicas_in_sync > 1
-            else batches.dataset(
-                plan, examples.text_batch, self.trained.preprocessor, examples.labels, examples.weights, has_pairs=self.corpus.has_pairs
-            )
+        rows = batches.dataset(
+            plan, examples.text_batch, self.trained.preprocessor, examples.labels, examples.weights, has_pairs=self.corpus.has_pairs
         )
+        return self.strategy.experimental_distribute_dataset(rows) if self.strategy.num_replicas_in_sync > 1 else rows
 
     # ---- what the run needs before its first step ----
 
@@ -337,7 +327,7 @@ def _watcher(session: _Session, plan: list[batches.Rows], bar: Progress, stop: t
     model, at = session.trained.model, session.at
     first_batch = at.batch
 
-    class Watcher(tf_keras.callbacks.Callback):  # type: ignore[misc]
+    class Watcher(tf_keras.callbacks.Callback):
         last_event = last_save = time.monotonic()
 
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
@@ -412,7 +402,7 @@ def _interrupts() -> Iterator[threading.Event]:
         stop.set()
         signal.signal(number, before[number])
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number in before:
         signal.signal(number, first)
     try:

@@ -184,7 +184,7 @@ class _Intake:
                 number = math.nan
             if not (math.isfinite(number) and number >= 0.0):
                 return Problem("bad weight", f"a number >= 0 in column '{columns.weight}'", repr(weight)[:80])
-        content = f"{checked[0]}\x1f{checked[1]}" if columns.text_pair else checked[0]
+        content = f"{checked[0]}\x1f{checked[1]}" if columns.text_pair else str(checked[0])
         digest = hashlib.blake2b(content.encode("utf-8", "replace"), digest_size=16).digest()
         name = str(row_id) if columns.id and row_id not in (None, "") else digest.hex()
         return digest, name, text, pair, codes, number, source, ["" if value is None else str(value) for value in slices]
