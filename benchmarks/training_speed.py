@@ -58,7 +58,8 @@ def main() -> None:
     corpus = prepare(loaded.data)
     train = corpus.train
     found = backbone.find(loaded.model.backbone, offline=True)
-    assert found.vocabulary and found.weights
+    assert found.vocabulary
+    assert found.weights
     vocabulary = text.read_vocabulary(found.vocabulary)
     preprocessor = text.Preprocessor(vocabulary, loaded.text, found.lower_case)
     lengths = np.minimum(count_tokens(preprocessor, train)[0], 64)

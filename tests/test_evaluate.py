@@ -129,6 +129,8 @@ def test_calibration_error_is_the_weighted_gap_of_the_bins() -> None:
     assert found["expected_calibration_error"]["value"] == pytest.approx(0.1)
     filled = [(row["n"], row["accuracy"], row["confidence"]) for row in found["calibration"]["before"]["bins"] if row["n"]]
     assert filled == [(2, pytest.approx(0.5), pytest.approx(0.6)), (10, pytest.approx(0.8), pytest.approx(0.9))]
+    for row in found["calibration"]["before"]["bins"]:
+        assert row["n"] == 0 or row["low"] < row["confidence"] <= row["high"] + 1e-6
 
 
 def test_bootstrap_interval_of_accuracy_is_near_the_binomial_one() -> None:
@@ -243,6 +245,13 @@ def test_unusable_input_is_one_clear_message(labels: list[int], probabilities: A
     with pytest.raises(DataError) as caught:
         room.evaluate(examples, np.asarray(probabilities), labels=LABELS, task="single_label", config=CONFIG)
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1, math.nan, math.inf])
+def test_several_labels_with_an_impossible_probability_are_refused(value: float) -> None:
+    """Multi-label rows need not sum to 1, but each value is a probability."""
+    with pytest.raises(DataError, match=r"of 1 of 2 rows are (outside \[0, 1\]|not finite \(NaN or infinite\)), first in row 1\."):
+        measure(rows(["x", "y"], np.zeros((2, 2), np.float32), ("a", "b")), np.array([[0.9, 0.9], [0.5, value]]))
 
 
 def test_wilson_interval_is_the_textbook_one() -> None:

@@ -139,10 +139,10 @@ def _probabilities(
 
     targets, classes = column
     shares = np.bincount(targets, weights=weights, minlength=classes)
+    # Classes without a row have a share of 0 and keep it; the regression fills in the others.
     found = np.tile(shares / shares.sum(), (test_rows, 1))
     if features is None or features[1] is None or np.count_nonzero(shares) == 1:
         return found
-    found[:] = 0.0
     model = LogisticRegression(C=INVERSE_REGULARISATION, max_iter=MOST_ITERATIONS)
     model.fit(features[0], targets, sample_weight=weights)
     found[:, model.classes_] = model.predict_proba(features[1])
