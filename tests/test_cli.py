@@ -35,7 +35,8 @@ def test_help_imports_nothing_heavy() -> None:
 def test_explain_prints_meaning_unit_default_and_source(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", "--explain", "train.warmup_fraction"]) == 0
     assert capsys.readouterr().out == (
-        "train.warmup_fraction (number)\n  Share of all steps in which the learning rate rises from 0.\n  default: 0.1\n  bounds: >= 0 and <= 1\n"
+        "train.warmup_fraction (number)\n  Share of all steps in which the learning rate rises from 0.\n  unit: none\n  default: 0.1\n  source: our choice\n"
+        "  bounds: >= 0 and <= 1\n"
     )
 
 

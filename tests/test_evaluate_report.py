@@ -106,7 +106,7 @@ def test_report_has_every_section(tmp_path: Path) -> None:
     source, seen = page(
         tmp_path,
         metrics,
-        baseline=metrics,
+        baseline={**metrics, "description": "TF-IDF of words"},
         comparison=metrics["compared"],
         history=HISTORY,
         config_dict=Config().to_dict(),
@@ -133,6 +133,7 @@ def test_report_has_every_section(tmp_path: Path) -> None:
         "duplicates.rows",
         "train.learning_rate",
         "int8.bytes",
+        "TF-IDF: TF-IDF of words.",
         "Row weights do not enter the metrics.",
     ):
         assert words in seen.text

@@ -322,3 +322,41 @@ def test_macro_f1_is_that_of_scikit_learn() -> None:
     assert float(metric.result()) == pytest.approx(f1_score(truth, predicted, average="macro", zero_division=0), rel=1e-6)
     metric.reset_state()
     assert float(metric.result()) == 0.0
+
+
+MIRRORED = """
+import sys
+import tfpipeline
+import tensorflow as tf
+devices = int(sys.argv[1])
+tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * devices)
+from dataclasses import replace
+from tests.test_model import OFF, _batch, _model
+strategy = tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(devices)]) if devices > 1 else tf.distribute.get_strategy()
+with strategy.scope():
+    model = _model(replace(OFF, clip_norm=0.05, ema_decay=0.9), sparse=True)
+for seed in range(3):
+    model.fit(tf.data.Dataset.from_tensors(_batch(7, seed)), verbose=0)
+print("RESULT", *[f"{float(tf.reduce_sum(tf.abs(v))):.7f}" for v in model.trainable_variables])
+"""
+
+
+def test_two_replicas_take_the_step_of_one() -> None:
+    """The same global batch on one device and on two: gradients are summed before they are clipped, so the weights agree."""
+    import subprocess
+    import sys
+    from pathlib import Path
+
+    results = []
+    for devices in ("1", "2"):
+        done = subprocess.run(
+            [sys.executable, "-c", MIRRORED, devices],
+            capture_output=True,
+            text=True,
+            timeout=180,
+            cwd=Path(__file__).parents[1],
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        results.append([float(x) for x in next(line for line in done.stdout.splitlines() if line.startswith("RESULT")).split()[1:]])
+    np.testing.assert_allclose(results[0], results[1], rtol=2e-5)

@@ -346,11 +346,15 @@ def _runs(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
 def _config(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     if options.explain:
         setting = config.explain(options.explain)
-        default = json.dumps(setting.default)
-        lines = [f"{setting.key} ({setting.type})", f"  {setting.meaning}", f"  default: {default}"]
-        for name in ("unit", "bounds", "source"):
-            if getattr(setting, name):
-                lines.append(f"  {name}: {getattr(setting, name)}")
+        lines = [
+            f"{setting.key} ({setting.type})",
+            f"  {setting.meaning}",
+            f"  unit: {setting.unit or 'none'}",
+            f"  default: {json.dumps(setting.default)}",
+            f"  source: {setting.source or 'our choice'}",
+        ]
+        if setting.bounds:
+            lines.append(f"  bounds: {setting.bounds}")
         if setting.choices:
             lines.append(f"  choices: {', '.join(setting.choices)}")
         document = {key: getattr(setting, key) for key in ("key", "type", "default", "meaning", "unit", "bounds", "source", "choices")}

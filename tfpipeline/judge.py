@@ -92,6 +92,7 @@ def compare_runs(first: Run, second: Run, split: str = "test") -> dict[str, Any]
         loaded.append(evaluate.load_predictions(path))
     a, b = loaded
     names = (first.path.name, second.path.name)
+    _refuse_other_labels(a.labels, b, names)
     order = evaluate.align(a.ids, b.ids, names)
     return evaluate.compare(a.probabilities, b.probabilities[order], a.targets, a.task, config=first.config.evaluate, names=names)
 
@@ -115,6 +116,7 @@ def _gate(trained: Trained, run: Run, examples: Examples, probabilities: Any, me
                 f"{other.path}: has no predictions of split {split!r}. Make them: tfpipeline evaluate {other.path} --split {split}"
             )
         theirs = evaluate.load_predictions(path)
+        _refuse_other_labels(trained.labels, theirs, ("this run", other.path.name))
         order = evaluate.align(examples.ids.to_pylist(), theirs.ids, ("this run", other.path.name))
         found = evaluate.compare(
             probabilities,
@@ -132,6 +134,13 @@ def _gate(trained: Trained, run: Run, examples: Examples, probabilities: Any, me
                 f"[{difference['low']:+.4f}, {difference['high']:+.4f}], McNemar p = {found['mcnemar_p']:.3g}"
             )
     return {"passed": (not reasons) if checks else None, "reasons": reasons, "checks": checks}
+
+
+def _refuse_other_labels(labels: tuple[str, ...], other: evaluate.Predictions, names: tuple[str, str]) -> None:
+    if tuple(labels) != tuple(other.labels):
+        raise RunError(
+            f"{names[0]} and {names[1]} cannot be compared: their labels are {list(labels)} and {list(other.labels)}. Give both the same data.labels."
+        )
 
 
 def _reference(probabilities: Any, lengths: Any, unknown: Any, labels: tuple[str, ...]) -> dict[str, Any]:

@@ -177,6 +177,8 @@ class Classifier(TFBertForSequenceClassification):
         """One optimizer step on one batch; see the module's docstring for its parts."""
         tokens, targets, weights = data
         rows = tf.shape(targets)[0]
+        # The mean is over the rows of all replicas, which need not hold equally many: Keras sums gradients over replicas.
+        all_rows = _sum_over_replicas(tf.cast(rows, tf.float32))
         slices = self.settings.accumulation_steps
         total: list[Any] | None = None
         losses, outputs = [], []
@@ -186,21 +188,23 @@ class Classifier(TFBertForSequenceClassification):
             else:
                 first, last = rows * number // slices, rows * (number + 1) // slices
                 part = tf.nest.map_structure(lambda tensor, a=first, b=last: tensor[a:b], (tokens, targets, weights))
-            loss, logits, gradients = self._gradients(*part, rows=rows, number=number)
+            loss, logits, gradients = self._gradients(*part, share=1.0 / all_rows, number=number)
             losses.append(loss)
             outputs.append(logits)
             total = gradients if total is None else [_add(a, b) for a, b in zip(total, gradients, strict=True)]
         assert total is not None
         self._apply(total)
         self.randomness.advance()
-        self._update_metrics(tf.add_n(losses), targets, tf.concat(outputs, axis=0))
-        return {"loss": self.loss_metric.result(), "accuracy": self.accuracy_metric.result(), "batch_loss": tf.add_n(losses)}
+        batch_loss = _sum_over_replicas(tf.add_n(losses))
+        self._update_metrics(batch_loss, targets, tf.concat(outputs, axis=0))
+        return {"loss": self.loss_metric.result(), "accuracy": self.accuracy_metric.result(), "batch_loss": batch_loss}
 
     def test_step(self, data: Any) -> dict[str, Any]:
         """Loss without smoothing, accuracy and macro F1 of one batch."""
         tokens, targets, weights = data
         logits = self(tokens, training=False).logits
-        loss = tf.reduce_sum(self._row_loss(targets, logits, 0.0) * weights) / tf.cast(tf.shape(targets)[0], tf.float32)
+        rows = tf.cast(tf.maximum(tf.shape(targets)[0], 1), tf.float32)  # a replica may get no row of the last batch
+        loss = tf.reduce_sum(self._row_loss(targets, logits, 0.0) * weights) / rows
         self._update_metrics(loss, targets, logits)
         return {metric.name: metric.result() for metric in self.metrics}
 
@@ -225,21 +229,17 @@ class Classifier(TFBertForSequenceClassification):
         smooth = tf.one_hot(targets, classes) * (1.0 - smoothing) + smoothing / classes
         return tf.nn.softmax_cross_entropy_with_logits(labels=smooth, logits=logits)
 
-    def _gradients(self, tokens: Any, targets: Any, weights: Any, *, rows: Any, number: int) -> tuple[Any, Any, list[Any]]:
+    def _gradients(self, tokens: Any, targets: Any, weights: Any, *, share: Any, number: int) -> tuple[Any, Any, list[Any]]:
         """Loss (this slice's share of the batch mean), logits, and gradients of the trainable variables."""
         settings = self.settings
         variables = self.trainable_variables
         table = self.bert.embeddings.weight
-        share = 1.0 / tf.cast(rows, tf.float32)
-        # Keras sums gradients over replicas, so each replica gives its part of the mean.
-        replicas = tf.distribute.get_strategy().num_replicas_in_sync
         self.randomness.pass_number = 2 * number
 
         def loss_of(logits: tf.Tensor) -> tf.Tensor:
             return tf.reduce_sum(self._row_loss(targets, logits, settings.label_smoothing) * weights) * share
 
         def scaled(loss: tf.Tensor) -> tf.Tensor:
-            loss = loss / replicas if replicas > 1 else loss
             return self.optimizer.get_scaled_loss(loss) if hasattr(self.optimizer, "get_scaled_loss") else loss
 
         if settings.fgm_epsilon:
@@ -364,6 +364,13 @@ def build(
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise BackboneError(f"backbone {backbone.name!r}: {backbone.weights} cannot be loaded as BERT weights: {error}.") from error
     return model
+
+
+def _sum_over_replicas(value: tf.Tensor) -> tf.Tensor:
+    context = tf.distribute.get_replica_context()
+    if context is None or context.num_replicas_in_sync == 1:
+        return value
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, value)
 
 
 def _with_embeddings(tokens: dict[str, Any], embedded: tf.Tensor) -> dict[str, Any]:

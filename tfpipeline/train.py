@@ -224,10 +224,10 @@ class _Session:
         return False
 
     def _dataset(self, examples: Any, plan: list[batches.Rows]) -> Any:
-        rows = batches.dataset(
+        # `fit` splits each batch over the replicas of the strategy.
+        return batches.dataset(
             plan, examples.text_batch, self.trained.preprocessor, examples.labels, examples.weights, has_pairs=self.corpus.has_pairs
         )
-        return self.strategy.experimental_distribute_dataset(rows) if self.strategy.num_replicas_in_sync > 1 else rows
 
     # ---- what the run needs before its first step ----
 

@@ -1,24 +1,26 @@
 """Read, validate, deduplicate, split, write: raw files to a prepared corpus.
 
-Rows stream through once and wait in an Arrow file on disk; in memory stay 16 bytes of hash a row. What decides is always the content, never
-the position: the same rows in other files, in another order, give the same splits.
+Rows stream through once and wait in an Arrow file on disk; in memory stay the hashes (about 300 bytes a row, as Python keeps them). What
+decides is the content, not the position: the same rows in other files, in another order, give the same splits. One exception: of rows with the
+same text and different labels the first one stays, and the report names them.
 
 What a split by hash guarantees: a text is in test or validation because of its own hash, so adding rows never moves a row from training
-to test. One exception, and in one direction only: near-duplicates whose hashes disagree all go to training (so a new near-twin may pull a row
-out of test, never into it).
+to test. Near-duplicates whose hashes disagree all go to training, so a new near-twin may pull a row out of test, never into it. That holds as
+long as all rows are searched: past `data.near_duplicate_max_rows` the search takes a sample, new rows change the sample, and a row that was in
+training only because of its twin may go where its own hash says.
 """
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
+import logging
 import math
 import re
 import tempfile
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,12 +35,15 @@ from tfpipeline.data import near_duplicates
 from tfpipeline.data.examples import Corpus, Examples
 from tfpipeline.data.readers import Columns, Problem, expand, read
 from tfpipeline.data.report import describe_split
-from tfpipeline.errors import DataError
+from tfpipeline.errors import DataError, RunError
 from tfpipeline.progress import Progress
-from tfpipeline.runs import atomic_folder, read_json, write_json
+from tfpipeline.runs import atomic_folder, cannot_write, read_json, write_json
+
+_LOG = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
 BATCH = 8192
+_BATCH_CHARACTERS = 1 << 24  # a batch of very long texts is cut earlier
 MAX_LABELS = 1000
 _SHOWN = 20  # examples of each finding kept in the report
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f\ufffd\u200b-\u200f\u2060\ufeff]")
@@ -53,11 +58,17 @@ def prepare(config: DataConfig, folder: Path | None = None) -> Corpus:
 
     Raises:
         DataError: a file, a row, or the whole cannot be used; nothing is left behind.
+        RunError: the folder exists or cannot be written; nothing is left behind.
     """
     if folder is None:
-        with tempfile.TemporaryDirectory() as temporary:
-            _prepare_into(config, Path(temporary))
-            return _open(Path(temporary), in_memory=True)
+        try:
+            with tempfile.TemporaryDirectory() as temporary:
+                _prepare_into(config, Path(temporary))
+                return _open(Path(temporary), in_memory=True)
+        except OSError as error:
+            raise cannot_write(Path(tempfile.gettempdir()), error) from error
+    if folder.exists():
+        raise RunError(f"{folder}: is there already; a prepared corpus is never written over. Open it, remove it, or name another folder.")
     with atomic_folder(folder) as incoming:
         _prepare_into(config, incoming)
     return open_prepared(folder)
@@ -83,15 +94,23 @@ def read_examples(
         config: columns and formats.
         labels: the model's label names; rows with another one are bad rows.
         need_labels: False: the label column is not read.
-        rejects: with `data.on_bad_row = "quarantine"`, bad rows are appended here.
+        rejects: with `data.on_bad_row = "quarantine"`, bad rows are appended here; None: their number is logged as a warning.
     """
-    intake = _Intake(config, labels or (), Columns.of(config, need_labels=need_labels))
-    for file in expand(paths):
-        for rows in _batches(intake.rows(file)):
-            table = pa.Table.from_batches([intake.arrow(rows)])
-            yield _examples(table, labels or (), config.task, None)
-    if rejects is not None:
-        rejects += intake.rejects
+    intake = _Intake(
+        config, labels or (), Columns.of(config, need_labels=need_labels), (lambda _: None) if rejects is None else rejects.append
+    )
+    for rows in _batches(intake.rows(expand(paths))):
+        table = pa.Table.from_batches([intake.arrow(rows)])
+        yield _examples(table, labels or (), config.task, None)
+    if rejects is None and intake.reasons:
+        first = intake.examples[0]
+        _LOG.warning(
+            "%d of %d rows were left out (%s), the first of them %s",
+            sum(intake.reasons.values()),
+            intake.seen_rows,
+            _counts(intake),
+            first["source"],
+        )
 
 
 # ---- one row ----
@@ -114,58 +133,62 @@ class _Intake:
     config: DataConfig
     known: tuple[str, ...]  # empty: names are collected
     columns: Columns
-    rejects: list[dict[str, Any]] = field(default_factory=list)
+    on_reject: Callable[[dict[str, Any]], object]
+    examples: list[dict[str, Any]] = field(default_factory=list)  # the first few rejects
     reasons: Counter[str] = field(default_factory=Counter)
     names: dict[str, int] = field(default_factory=dict)  # label name to code, in order of appearance
     seen_rows: int = 0
 
     def __post_init__(self) -> None:
         self.names = {name: code for code, name in enumerate(self.known)}
+        self.closed = bool(self.known)
         self.multi = self.config.task == "multi_label"
 
-    def rows(self, file: str) -> Iterator[tuple[Any, ...]]:
-        """`(hash, id, text, pair, codes, weight, source, slices)` of each good row of a file."""
-        shown = file if ":" in file[:7] else Path(file).name
-        for line, values in read(file, self.config, self.columns):
-            self.seen_rows += 1
-            problem = values if isinstance(values, Problem) else None
-            if problem is None:
-                good = self._check(values, f"{shown}:{line}")
+    def close(self) -> None:
+        """From here on a label that has not been seen is a bad row."""
+        self.known, self.closed = tuple(sorted(self.names)), True
+
+    def rows(self, files: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+        """`(hash, id, text, pair, codes, weight, source, slices)` of each good row."""
+        base_names = Counter(Path(file).name for file in files)
+        for file in files:
+            # `reviews.csv:17` reads well, as long as there is one reviews.csv.
+            shown = file if ":" in file[:7] or base_names[Path(file).name] > 1 else Path(file).name
+            for line, values in read(file, self.config, self.columns):
+                self.seen_rows += 1
+                good = values if isinstance(values, Problem) else self._check(values, f"{shown}:{line}")
                 if isinstance(good, Problem):
-                    problem = good
+                    self._reject(good, f"{shown}:{line}")
                 else:
                     yield good
-            if problem is not None:
-                self._reject(problem, shown, file, line)
 
-    def _reject(self, problem: Problem, shown: str, file: str, line: int) -> None:
+    def _reject(self, problem: Problem, source: str) -> None:
         if self.config.on_bad_row == "stop":
             raise DataError(
-                f"{file if ':' in file[:7] else Path(file).name}:{line}: {problem.reason}: expected {problem.expected}, received {problem.received}. "
+                f"{source}: {problem.reason}: expected {problem.expected}, received {problem.received}. "
                 "Fix the row, or --set data.on_bad_row=quarantine to set it aside."
             )
         self.reasons[problem.reason] += 1
-        self.rejects.append(
-            {"source": f"{shown}:{line}", "reason": problem.reason, "expected": problem.expected, "received": problem.received}
-        )
+        reject = {"source": source, "reason": problem.reason, "expected": problem.expected, "received": problem.received}
+        if len(self.examples) < _SHOWN:
+            self.examples.append(reject)
+        self.on_reject(reject)
 
     def _check(self, values: list[Any], source: str) -> tuple[Any, ...] | Problem:
         text, pair, label, weight, row_id, *slices = values
         columns = self.columns
-        checked: list[str | None] = []
+        checked: list[str] = []
         for name, value in ((columns.text, text), (columns.text_pair, pair)):
             if not name:
-                checked.append(None)
                 continue
             if value is None:
                 return Problem("missing text", f"a text in column '{name}'", "nothing")
             if not isinstance(value, str):
                 return Problem("missing text", f"a text in column '{name}'", f"{type(value).__name__} {str(value)[:80]}")
-            if len(value) > self.config.max_text_bytes or len(value.encode("utf-8", "replace")) > self.config.max_text_bytes:
-                return Problem(
-                    "text too long", f"at most {self.config.max_text_bytes:,} bytes (data.max_text_bytes)", f"{len(value):,} characters"
-                )
-            if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+            length = len(value) if value.isascii() else len(value.encode("utf-8", "replace"))
+            if length > self.config.max_text_bytes:
+                return Problem("text too long", f"at most {self.config.max_text_bytes:,} bytes (data.max_text_bytes)", f"{length:,} bytes")
+            if _undecodable(value):
                 return Problem("undecodable bytes", "UTF-8 text", repr(value[:80]))
             normal = normalise(value)
             if not normal:
@@ -184,12 +207,17 @@ class _Intake:
                 number = math.nan
             if not (math.isfinite(number) and number >= 0.0):
                 return Problem("bad weight", f"a number >= 0 in column '{columns.weight}'", repr(weight)[:80])
-        content = f"{checked[0]}\x1f{checked[1]}" if columns.text_pair else str(checked[0])
-        digest = hashlib.blake2b(content.encode("utf-8", "replace"), digest_size=16).digest()
+        for value in (row_id, *slices):
+            if isinstance(value, str) and _undecodable(value):
+                return Problem("undecodable bytes", "UTF-8 text", repr(value[:80]))
+        digest = hashlib.blake2b("\x1f".join(checked).encode(), digest_size=16).digest()
         name = str(row_id) if columns.id and row_id not in (None, "") else digest.hex()
         return digest, name, text, pair, codes, number, source, ["" if value is None else str(value) for value in slices]
 
     def _codes(self, label: Any) -> Any:
+        one = label if self.multi and isinstance(label, list | tuple) else [label]
+        if any(isinstance(item, list | tuple | dict | bytes) for item in one):
+            return Problem("not a label", f"a text or a number in column '{self.columns.label}'", repr(label)[:80])
         if self.multi:
             if label is None:
                 names = []
@@ -208,7 +236,9 @@ class _Intake:
         code = self.names.get(name)
         if code is not None:
             return code
-        if self.known:
+        if _undecodable(name):
+            return Problem("undecodable bytes", "UTF-8 text", repr(name[:80]))
+        if self.closed:
             return Problem("unknown label", f"one of {_list(self.known)}", repr(name[:80]))
         if len(self.names) >= MAX_LABELS:
             raise DataError(
@@ -237,6 +267,11 @@ class _Intake:
         return pa.RecordBatch.from_pydict(columns)
 
 
+def _undecodable(text: str) -> bool:
+    """Whether bytes that are no UTF-8 (or half a surrogate pair in JSON) are in it; they cannot be written as UTF-8 either."""
+    return not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def _label_name(value: Any) -> str:
     if value is None:
         return ""
@@ -253,7 +288,15 @@ def _list(names: Sequence[str]) -> str:
 
 
 def _batches(rows: Iterator[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]:
-    while batch := list(itertools.islice(rows, BATCH)):
+    batch: list[tuple[Any, ...]] = []
+    characters = 0
+    for row in rows:
+        batch.append(row)
+        characters += len(row[2]) + len(row[3] or "")
+        if len(batch) == BATCH or characters > _BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
         yield batch
 
 
@@ -277,31 +320,17 @@ def _prepare_into(config: DataConfig, folder: Path) -> None:
         for name, paths in zip(SPLITS, (config.path, config.validation_path, config.test_path), strict=True)
         if paths or name == "train"
     }
-    intake = _Intake(config, config.labels, Columns.of(config))
     waiting = folder / "waiting.arrow"
-    reads = 0
-    with pa.OSFile(str(waiting), "wb") as sink:
-        writer: Any = None
-        with Progress("reading", unit="rows") as bar:
-            for name, part in given.items():
-                if name != "train" and not intake.known:
-                    # From here on a label that training has never seen is a bad row.
-                    intake.known = tuple(sorted(intake.names))
-                for file in part.files:
-                    for rows in _batches(intake.rows(file)):
-                        batch = intake.arrow(rows)
-                        writer = writer or pa.ipc.new_file(sink, batch.schema)
-                        writer.write_batch(batch)
-                        _deduplicate(rows, reads, part)
-                        reads += len(rows)
-                        bar.update(len(rows))
-        if writer is None:
-            raise DataError(f"{', '.join(given['train'].files)}: no usable row among {intake.seen_rows}. {_reasons(intake)}")
-        writer.close()
+    with (folder / "rejects.jsonl").open("w", encoding="utf-8") as rejects:
+        intake = _Intake(
+            config, config.labels, Columns.of(config), lambda reject: rejects.write(json.dumps(reject, ensure_ascii=False) + "\n")
+        )
+        _read_into(waiting, given, intake)
     with pa.memory_map(str(waiting)) as source:
         table = pa.ipc.open_file(source).read_all()
         labels = _labels(config, intake, given)
-        order = np.array([sorted(labels).index(n) if not config.labels else labels.index(n) for n in intake.names] or [0], np.int32)
+        place = {name: code for code, name in enumerate(labels)}
+        order = np.array([place[name] for name in intake.names], np.int32)
         rows_of, near = _split(config, table, given)
         report = _report(config, intake, given, table, labels, near)
         for name in SPLITS:
@@ -312,9 +341,6 @@ def _prepare_into(config: DataConfig, folder: Path) -> None:
         fingerprint = {name: report["splits"][name].pop("fingerprint") for name in SPLITS}
         del table
     waiting.unlink()
-    with (folder / "rejects.jsonl").open("w", encoding="utf-8") as stream:
-        for reject in intake.rejects:
-            stream.write(json.dumps(reject, ensure_ascii=False) + "\n")
     write_json(
         folder / "labels.json",
         {
@@ -326,6 +352,29 @@ def _prepare_into(config: DataConfig, folder: Path) -> None:
     )
     write_json(folder / "fingerprint.json", fingerprint)
     write_json(folder / "report.json", report)
+
+
+def _read_into(waiting: Path, given: dict[str, _Given], intake: _Intake) -> None:
+    """Writes every good row to `waiting` and notes in `given` which of them count."""
+    reads = 0
+    writer: Any = None
+    with pa.OSFile(str(waiting), "wb") as sink, Progress("reading", unit="rows") as bar:
+        for part in given.values():
+            for rows in _batches(intake.rows(part.files)):
+                batch = intake.arrow(rows)
+                writer = writer or pa.ipc.new_file(sink, batch.schema)
+                writer.write_batch(batch)
+                _deduplicate(rows, reads, part)
+                reads += len(rows)
+                bar.update(len(rows))
+            if not part.kept:
+                why = (
+                    f"no usable row. Set aside: {_counts(intake)}." if intake.reasons else "no row. Expected at least a few labelled rows."
+                )
+                raise DataError(f"{', '.join(part.files)}: {why}")
+            if not intake.closed:
+                intake.close()
+        writer.close()
 
 
 def _deduplicate(rows: list[tuple[Any, ...]], offset: int, part: _Given) -> None:
@@ -364,109 +413,164 @@ def _split(config: DataConfig, table: pa.Table, given: dict[str, _Given]) -> tup
     validation = 0.0 if "validation" in given else config.validation_fraction
     side[shares < test + validation] = 1
     side[shares < test] = 2
-    near = _near(config, table, kept, shares)
+    others = {name: np.array(part.kept, np.int64) for name, part in given.items() if name != "train"}
+    near = _near(config, table, np.concatenate([kept, *others.values()]), config.split_salt)
     moved = 0
-    for members in near.pop("_members"):
-        sides = set(side[members].tolist())
-        if len(sides) > 1:
-            moved += int((side[members] != 0).sum())
-            side[members] = 0
+    groups: list[npt.NDArray[np.int64]] = near.pop("_members")
+    for members in groups:
+        own = members[members < len(kept)]
+        if len(set(side[own].tolist())) > 1:
+            moved += int((side[own] != 0).sum())
+            side[own] = 0
     near["rows_moved_to_train"] = moved
-    rows_of = {name: kept[side == code] for code, name in enumerate(SPLITS)}
-    for name in ("validation", "test"):
-        if name in given:
-            rows_of[name] = np.array(given[name].kept, np.int64)
+    near["leaks"] = _near_leaks(table, groups, side, others, given)
+    rows_of = {name: kept[side == code] for code, name in enumerate(SPLITS)} | others
     if config.limit and len(rows_of["train"]) > config.limit:
         train_shares = shares[side == 0]
         chosen = np.sort(np.argsort(train_shares, kind="stable")[: config.limit])
         rows_of["train"] = rows_of["train"][chosen]
-    return rows_of, near
+    return {name: rows_of[name] for name in SPLITS}, near
+
+
+def _pieces(table: pa.Table, rows: npt.NDArray[np.int64], columns: Sequence[str] = ()) -> Iterator[pa.RecordBatch]:
+    """These rows (ascending numbers), piece by piece: `Table.take` would copy whole columns for every piece."""
+    held: list[pa.RecordBatch] = []
+    size = start = offset = 0
+    for batch in (table.select(list(columns)) if columns else table).to_batches():
+        end = int(np.searchsorted(rows, offset + batch.num_rows))
+        if end > start:
+            held.append(batch.take(pa.array(rows[start:end] - offset)))
+            size += held[-1].nbytes
+        start, offset = end, offset + batch.num_rows
+        if size > _BATCH_CHARACTERS or sum(piece.num_rows for piece in held) >= BATCH:
+            yield from pa.Table.from_batches(held).combine_chunks().to_batches()
+            held, size = [], 0
+    if held:
+        yield from pa.Table.from_batches(held).combine_chunks().to_batches()
 
 
 def _shares(table: pa.Table, rows: npt.NDArray[np.int64], salt: str) -> npt.NDArray[np.float64]:
-    """A number in [0, 1) for each row that depends on its content and the salt alone."""
-    result = np.empty(len(rows), np.float64)
-    key = salt.encode()
-    for start in range(0, len(rows), BATCH):
-        digests = table["hash"].take(pa.array(rows[start : start + BATCH])).to_pylist()
-        for number, digest in enumerate(digests, start):
-            result[number] = int.from_bytes(hashlib.blake2b(digest, digest_size=8, key=key[:64]).digest(), "big") / 2**64
-    return result
+    """A number in [0, 1) for each row (ascending numbers) that depends on its content and the salt alone."""
+    key = salt.encode()[:64]
+    hashed = (
+        hashlib.blake2b(digest, digest_size=8, key=key).digest()
+        for piece in _pieces(table, rows, ["hash"])
+        for digest in piece["hash"].to_pylist()
+    )
+    # 53 bits: what a float64 holds exactly, so that 1.0 is never reached.
+    return np.fromiter((int.from_bytes(value, "big") >> 11 for value in hashed), np.float64, len(rows)) / 2**53
 
 
-def _near(config: DataConfig, table: pa.Table, kept: npt.NDArray[np.int64], shares: npt.NDArray[np.float64]) -> dict[str, Any]:
-    """Groups of near-duplicates among the rows of `data.path`; `_members` index into `kept`."""
+def _near(config: DataConfig, table: pa.Table, rows: npt.NDArray[np.int64], salt: str) -> dict[str, Any]:
+    """Groups of near-duplicates among these rows (ascending numbers); `_members` index into `rows`."""
     if config.near_duplicates == "off":
-        return {"searched": "off", "rows_searched": 0, "groups": 0, "rows": 0, "examples": [], "_members": []}
-    chosen = np.arange(len(kept))
-    sampled = len(kept) > config.near_duplicate_max_rows
-    if sampled:  # by hash, so that the same rows are searched whatever their order
-        chosen = np.sort(np.argsort(shares, kind="stable")[: config.near_duplicate_max_rows])
+        return {"searched": "off", "rows_searched": 0, "rows_total": len(rows), "groups": 0, "rows": 0, "examples": [], "_members": []}
+    # By hash: the same rows are searched, and compared in the same order, whatever their order in the files.
+    chosen = np.argsort(_shares(table, rows, salt), kind="stable")[: config.near_duplicate_max_rows]
     columns = [name for name in ("text", "text_pair") if name in table.column_names]
+    ascending = np.sort(chosen)
     texts = [
         normalise(" ".join(parts))
-        for start in range(0, len(chosen), BATCH)
-        for parts in zip(*[table[name].take(pa.array(kept[chosen[start : start + BATCH]])).to_pylist() for name in columns], strict=True)
+        for piece in _pieces(table, rows[ascending], columns)
+        for parts in zip(*[piece[name].to_pylist() for name in columns], strict=True)
     ]
-    found = near_duplicates.groups(texts, config.near_duplicate_threshold)
+    place = np.searchsorted(ascending, chosen)
+    found = [chosen[members] for members in near_duplicates.groups([texts[i] for i in place.tolist()], config.near_duplicate_threshold)]
+    sources, first_texts = table["source"], table["text"]
     return {
-        "searched": "sample" if sampled else "all",
+        "searched": "sample" if len(chosen) < len(rows) else "all",
         "rows_searched": len(chosen),
-        "rows_total": len(kept),
+        "rows_total": len(rows),
         "groups": len(found),
         "rows": sum(len(members) for members in found),
         "examples": [
-            [{"source": table["source"][int(kept[chosen[row]])].as_py(), "text": texts[row][:200]} for row in members[:3]]
+            [{"source": sources[row].as_py(), "text": first_texts[row].as_py()[:200]} for row in sorted(rows[members].tolist())[:3]]
             for members in found[:_SHOWN]
         ],
-        "_members": [chosen[members] for members in found],
+        "_members": found,
     }
+
+
+def _near_leaks(
+    table: pa.Table,
+    groups: Sequence[npt.NDArray[np.int64]],
+    side: npt.NDArray[np.int8],
+    others: dict[str, npt.NDArray[np.int64]],
+    given: dict[str, _Given],
+) -> dict[str, Any]:
+    """Rows of given splits that have a near-twin, but not their very text, in training: reported, not moved."""
+    sources, hashes = table["source"], table["hash"]
+    train_rows = given["train"].kept
+    leaks: dict[str, Any] = {}
+    first = len(side)
+    for name, rows in others.items():
+        pairs = []
+        for members in groups:
+            in_train = [row for row in members.tolist() if row < len(side) and side[row] == 0]
+            if not in_train:
+                continue
+            for row in members[(members >= first) & (members < first + len(rows))].tolist():
+                number = int(rows[row - first])
+                if hashes[number].as_py() not in given["train"].first:
+                    pairs.append((number, train_rows[in_train[0]]))
+        leaks[name] = {
+            "rows": len(pairs),
+            "examples": [{"source": sources[row].as_py(), "also": sources[twin].as_py()} for row, twin in sorted(pairs)[:_SHOWN]],
+        }
+        first += len(rows)
+    return leaks
 
 
 def _report(
     config: DataConfig, intake: _Intake, given: dict[str, _Given], table: pa.Table, labels: tuple[str, ...], near: dict[str, Any]
 ) -> dict[str, Any]:
     name_of = {code: name for name, code in intake.names.items()}
+    codes, texts, sources, hashes = table["code"], table["text"], table["source"], table["hash"]
 
     def label_of(row: int) -> Any:
-        value = table["code"][row].as_py()
-        return [name_of[code] for code in value] if isinstance(value, list) else name_of[value]
+        value = codes[row].as_py()
+        return [name_of[code] for code in sorted(value)] if isinstance(value, list) else name_of[value]
 
-    conflicts = []
+    conflicts = 0
+    conflict_examples: list[dict[str, Any]] = []
     for part in given.values():
         for rows in part.conflicts.values():
             found = [label_of(row) for row in rows]
             if any(label != found[0] for label in found):
-                conflicts.append(
-                    {
-                        "text": table["text"][rows[0]].as_py()[:200],
-                        "sources": [table["source"][row].as_py() for row in rows[:5]],
-                        "labels": found[:5],
-                        "kept": found[0],
-                    }
-                )
+                conflicts += 1
+                if len(conflict_examples) < _SHOWN:
+                    conflict_examples.append(
+                        {
+                            "text": texts[rows[0]].as_py()[:200],
+                            "sources": [sources[row].as_py() for row in rows[:5]],
+                            "labels": found[:5],
+                            "kept": found[0],
+                        }
+                    )
     leaks = {}
-    for name in ("validation", "test"):
-        if name in given:
-            shared = [row for digest, row in given[name].first.items() if digest in given["train"].first]
-            leaks[name] = {
-                "rows": len(shared),
-                "examples": [
-                    {
-                        "source": table["source"][row].as_py(),
-                        "also": table["source"][given["train"].first[table["hash"][row].as_py()]].as_py(),
-                    }
-                    for row in shared[:_SHOWN]
-                ],
-            }
+    for number, name in enumerate(SPLITS):
+        if name == "train" or name not in given:
+            continue
+        earlier = [other for other in SPLITS[:number] if other in given]
+        shared = [(row, other) for digest, row in given[name].first.items() for other in earlier if digest in given[other].first]
+        leaks[name] = {
+            "also_in": earlier,
+            "rows": len({row for row, _ in shared}),
+            "examples": [
+                {"source": sources[row].as_py(), "also": sources[given[other].first[hashes[row].as_py()]].as_py()}
+                for row, other in shared[:_SHOWN]
+            ],
+            "near": near["leaks"][name],
+        }
+    del near["leaks"]
     return {
         "files": {name: part.files for name, part in given.items()},
         "task": config.task,
         "labels": list(labels),
         "rows_read": intake.seen_rows,
-        "rejects": {"rows": len(intake.rejects), "reasons": dict(intake.reasons.most_common()), "examples": intake.rejects[:_SHOWN]},
+        "rejects": {"rows": sum(intake.reasons.values()), "reasons": dict(intake.reasons.most_common()), "examples": intake.examples},
         "duplicates": {"rows": sum(part.duplicates for part in given.values())},
-        "conflicts": {"texts": len(conflicts), "examples": conflicts[:_SHOWN]},
+        "conflicts": {"texts": conflicts, "examples": conflict_examples},
         "near_duplicates": near,
         "leakage": leaks,
         "splits": {},
@@ -484,15 +588,14 @@ def _write_split(
 ) -> dict[str, Any]:
     """Writes `NAME.arrow` in pieces and returns the split's description."""
     digest = hashlib.sha256()
-    described: list[tuple[int, int]] = []
+    sizes: list[int] = []
     counts: Counter[str] = Counter()
     prints: list[bytes] = []
     schema = table.schema.remove(table.schema.get_field_index("code"))
     label_type = pa.list_(pa.int32()) if config.task == "multi_label" else pa.int32()
     schema = schema.append(pa.field("label", label_type))
     with pa.OSFile(str(folder / f"{name}.arrow"), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-        for start in range(0, len(rows), BATCH):
-            part = table.take(pa.array(rows[start : start + BATCH])).combine_chunks()
+        for part in _pieces(table, rows):
             codes = part["code"]
             if config.task == "multi_label":
                 final = [sorted(int(order[code]) for code in cell) for cell in codes.to_pylist()]
@@ -507,12 +610,12 @@ def _write_split(
             prints += [
                 hashlib.blake2b(h + tag.encode(), digest_size=16).digest() for h, tag in zip(part["hash"].to_pylist(), tags, strict=True)
             ]
-            sizes = pc.binary_length(part["text"]).to_numpy()
-            described += [(int(size), 1) for size in sizes] if len(described) < 100_000 else []
-            writer.write_table(part.drop_columns(["code"]).append_column("label", column))
+            if len(sizes) < 100_000:
+                sizes += pc.binary_length(part["text"]).to_pylist()
+            writer.write_batch(pa.RecordBatch.from_arrays([*(part[name] for name in schema.names[:-1]), column], schema=schema))
     for value in sorted(prints):
         digest.update(value)
-    return {**describe_split(len(rows), counts, labels, [size for size, _ in described]), "fingerprint": digest.hexdigest()}
+    return {**describe_split(len(rows), counts, labels, sizes), "fingerprint": digest.hexdigest()}
 
 
 def _class_weights(config: DataConfig, labels: tuple[str, ...], counts: dict[str, int]) -> list[float]:
@@ -541,10 +644,8 @@ def _refuse_unusable(config: DataConfig, labels: tuple[str, ...], report: dict[s
     report["absent_from_training"] = [label for label in labels if label not in present]
 
 
-def _reasons(intake: _Intake) -> str:
-    if not intake.reasons:
-        return "Expected at least a few labelled rows."
-    return "Set aside: " + ", ".join(f"{count} x {reason}" for reason, count in intake.reasons.most_common()) + "."
+def _counts(intake: _Intake) -> str:
+    return ", ".join(f"{count:,} x {reason}" for reason, count in intake.reasons.most_common())
 
 
 # ---- reading back ----

@@ -239,7 +239,11 @@ def _read_delimited(stream: IO[bytes], file: str, config: DataConfig, columns: C
         # The default, 128 KiB, raises in the middle of a record. _Lines bounds what the reader gets. Not lowered again: another reader may be open.
         csv.field_size_limit(_CSV_FIELD_LIMIT)
     # surrogateescape: a bad byte reaches its own row and spoils no other.
-    lines = _Lines(io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline=""), _line_limit(config))
+    with io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
+        yield from _read_records(_Lines(text, _line_limit(config)), file, config, columns, delimiter)
+
+
+def _read_records(lines: _Lines, file: str, config: DataConfig, columns: Columns, delimiter: str) -> Iterator[Row]:
     # TSV as in the public corpora: no quoting, a quote character is text. Strict: a quote out of place is a bad row and not a silent repair.
     reader = csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if delimiter == "," else csv.QUOTE_NONE, strict=True)
     records = _records(reader, lines, config)
@@ -352,7 +356,8 @@ def _read_jsonl(stream: IO[bytes], file: str, config: DataConfig, columns: Colum
                 continue
         if line == 1:
             raw = raw.removeprefix(b"\xef\xbb\xbf")
-        if not raw.strip():
+        raw = raw.strip()
+        if not raw:
             continue
         try:
             record = json.loads(raw)

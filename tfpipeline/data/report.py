@@ -74,10 +74,11 @@ def render(report: Mapping[str, Any]) -> str:
             lines.append(f"    {' ~ '.join(member['source'] for member in group)}: {_cut(group[0]['text'], 60)}")
     for name, leak in report["leakage"].items():
         lines.append(
-            f"Leakage: {leak['rows']:,} {name} texts are also in train" + (" (given splits are left as they are)" if leak["rows"] else "")
+            f"Leakage: {leak['rows']:,} {name} texts are also in {' or '.join(leak['also_in'])}, "
+            f"{leak['near']['rows']:,} have a near-duplicate in train" + (" (given splits are left as they are)" if leak["rows"] else "")
         )
-        for example in leak["examples"][:3]:
-            lines.append(f"    {example['source']} = {example['also']}")
+        lines += [f"    {example['source']} = {example['also']}" for example in leak["examples"][:3]]
+        lines += [f"    {example['source']} ~ {example['also']}" for example in leak["near"]["examples"][:3]]
     if report.get("absent_from_training"):
         lines.append(f"Labels without a training row: {', '.join(report['absent_from_training'])}")
     lines += ["", *_split_table(report)]

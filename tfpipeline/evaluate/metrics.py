@@ -30,6 +30,7 @@ from tfpipeline.evaluate.scores import Scores
 from tfpipeline.evaluate.slices import slices, worst_mistakes
 
 HEADLINE = ("accuracy", "macro_f1", "weighted_f1", "roc_auc", "pr_auc", "log_loss", "brier", "expected_calibration_error")
+CALIBRATED = ("expected_calibration_error", "log_loss", "brier")
 MULTI_LABEL_HEADLINE = ("accuracy", "micro_f1", *HEADLINE[1:])
 
 
@@ -75,7 +76,7 @@ def evaluate(
         raise DataError(f"token_lengths has shape {list(np.shape(token_lengths))}, expected [{len(rows)}], one per row.")
     tempered = np.asarray(apply_temperature(rows.probabilities, temperature, task), dtype=np.float64)
     found = _headline(Scores(rows, config.calibration_bins), config, seed)
-    after = found if temperature == 1.0 else _headline(Scores(rows, config.calibration_bins, tempered), config, seed)
+    after = found if temperature == 1.0 else _tempered(Scores(rows, config.calibration_bins, tempered), config, seed)
     return {
         "n": len(rows),
         "task": task,
@@ -129,9 +130,15 @@ def _headline(scores: Scores, config: EvaluateConfig, seed: int) -> dict[str, An
     return found
 
 
+def _tempered(scores: Scores, config: EvaluateConfig, seed: int) -> dict[str, Any]:
+    """The metrics a temperature changes; answers and rankings within a row stay, so the rest would be the same numbers again."""
+    values, samples = scores.value(), scores.bootstrap(config.bootstrap_samples, seed, ranked=False)
+    return {name: percentile_interval(values[name], samples[name], config.confidence) for name in CALIBRATED}
+
+
 def _calibration(found: dict[str, Any], probabilities: Floats, rows: Rows, bins: int) -> dict[str, Any]:
     return {
-        **{name: found[name] for name in ("expected_calibration_error", "log_loss", "brier")},
+        **{name: found[name] for name in CALIBRATED},
         "bins": reliability(probabilities, rows, bins),
     }
 

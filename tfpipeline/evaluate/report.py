@@ -41,7 +41,7 @@ def write_report(
         path: the file; one of that name is replaced.
         title: of the page, usually the run's name.
         metrics: of the model, from `evaluate`.
-        baseline: of the baseline on the same rows, from `evaluate`.
+        baseline: of the baseline on the same rows, from `evaluate`; a `description` in it, if any, is shown.
         comparison: of the two, from `compare`.
         history: {"epochs": [{"epoch", "loss", "accuracy", "validation_loss", "validation_accuracy", "examples_per_second"}],
             "steps": [{"step", "loss", "learning_rate"}]}; any of these may be missing.
@@ -118,6 +118,8 @@ def _summary(metrics: dict[str, Any], baseline: dict[str, Any] | None, compariso
         verdict = f'<p class="verdict {kind}">{_text(comparison_sentence(comparison), 1000)}</p>'
     table = _table(["", *map(_text, names[: len(shown)])], rows)
     note = '<p class="note">Log loss, Brier score and calibration error: lower is better. Row weights do not enter the metrics.</p>'
+    if baseline is not None and baseline.get("description"):
+        note += f'<p class="note">{_text(names[1])}: {_text(baseline["description"], LONGEST_VALUE)}.</p>'
     return f'<section aria-label="Summary">\n<div class="cards">{cards}</div>\n{verdict}\n{table}\n{note}</section>'
 
 
