@@ -118,3 +118,12 @@ def test_json_that_is_none(tmp_path: Path) -> None:
     path.write_text("[1]")
     with pytest.raises(RunError, match=r"x.json: expected a JSON object, received list\.$"):
         runs.read_json(path)
+
+
+def test_a_discarded_run_gives_latest_back(tmp_path: Path) -> None:
+    first = runs.create(CONFIG, tmp_path)
+    second = runs.create(CONFIG, tmp_path)
+    runs.discard(second)
+    assert runs.find("latest", tmp_path).path.resolve() == first.path.resolve()
+    runs.discard(first)
+    assert list(tmp_path.iterdir()) == []

@@ -165,6 +165,17 @@ def list_runs(root: Path = Path("runs")) -> list[Run]:
     return [Run(path) for path in sorted(root.iterdir()) if (path / "run.json").is_file() and not path.is_symlink()]
 
 
+def discard(run: Run) -> None:
+    """Removes a run that never began; `latest` points to the newest that is left."""
+    root = run.path.parent
+    shutil.rmtree(run.path, ignore_errors=True)
+    left = list_runs(root)
+    if left:
+        _point_latest(root, left[-1].path.name)
+    else:
+        (root / "latest").unlink(missing_ok=True)
+
+
 def utc_now() -> datetime:
     """The time as it stands in file names and records."""
     return datetime.now(timezone.utc)

@@ -34,7 +34,7 @@ import numpy as np
 from tfpipeline import backbone as backbones
 from tfpipeline import batches, data, runs, runtime
 from tfpipeline.config import Config
-from tfpipeline.errors import ConfigError, GateError, RunError, TrainingError
+from tfpipeline.errors import GateError, PipelineError, RunError, TrainingError
 from tfpipeline.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -84,17 +84,23 @@ def train(config: Config, *, root: Path = Path("runs"), resume: runs.Run | None 
         resume: a run to go on with.
 
     Raises:
-        PipelineError: see `tfpipeline.errors`; the run directory then says `failed` and why.
+        PipelineError: see `tfpipeline.errors`. Before the first step the run directory is removed again; after it, it says `failed` and why.
         KeyboardInterrupt: after Ctrl-C, with a checkpoint written.
     """
     started = time.monotonic()
     strategy = runtime.apply((resume.config if resume else config).runtime)
     run = resume or runs.create(config, root)
     config = run.config
-    with run.writing():
-        session = _Session(run, config, strategy)
-        result = session.fit()
-        metrics = finish(run, session.corpus, result.best_epoch)
+    session = None
+    try:
+        with run.writing():
+            session = _Session(run, config, strategy)
+            result = session.fit()
+            metrics = finish(run, session.corpus, result.best_epoch)
+    except PipelineError:
+        if session is None and resume is None:
+            runs.discard(run)  # a bad file, column or backbone: nothing was trained, so nothing stays
+        raise
     result.metrics = metrics
     result.seconds = time.monotonic() - started
     return result
@@ -422,6 +428,3 @@ def _disk_errors(path: Path) -> Iterator[None]:
     except tf.errors.OpError as error:
         reason = str(error).splitlines()[0]
         raise runs.cannot_write(path, OSError(0, reason)) from error
-
-
-__all__ = ["ConfigError", "TrainResult", "finish", "train"]

@@ -37,7 +37,7 @@ from tfpipeline.data.readers import Columns, Problem, expand, read
 from tfpipeline.data.report import describe_split
 from tfpipeline.errors import DataError, RunError
 from tfpipeline.progress import Progress
-from tfpipeline.runs import atomic_folder, cannot_write, read_json, write_json
+from tfpipeline.runs import atomic_folder, cannot_write, read_json
 
 _LOG = logging.getLogger(__name__)
 
@@ -67,7 +67,11 @@ def prepare(config: DataConfig, folder: Path | None = None) -> Corpus:
                 return _open(Path(temporary), in_memory=True)
         except OSError as error:
             raise cannot_write(Path(tempfile.gettempdir()), error) from error
-    if folder.exists():
+    try:
+        is_there = folder.exists()
+    except OSError as error:  # a parent that may not be entered
+        raise cannot_write(folder, error) from error
+    if is_there:
         raise RunError(f"{folder}: is there already; a prepared corpus is never written over. Open it, remove it, or name another folder.")
     with atomic_folder(folder) as incoming:
         _prepare_into(config, incoming)
@@ -341,17 +345,15 @@ def _prepare_into(config: DataConfig, folder: Path) -> None:
         fingerprint = {name: report["splits"][name].pop("fingerprint") for name in SPLITS}
         del table
     waiting.unlink()
-    write_json(
-        folder / "labels.json",
-        {
-            "task": config.task,
-            "labels": list(labels),
-            "has_pairs": bool(config.text_pair),
-            "class_weights": report.get("class_weights", {}),
-        },
-    )
-    write_json(folder / "fingerprint.json", fingerprint)
-    write_json(folder / "report.json", report)
+    about = {
+        "task": config.task,
+        "labels": list(labels),
+        "has_pairs": bool(config.text_pair),
+        "class_weights": report.get("class_weights", {}),
+    }
+    # Not `write_json`: the folder as a whole is what appears or does not, and an error has to name it and not a file that will be gone.
+    for name, value in (("labels", about), ("fingerprint", fingerprint), ("report", report)):
+        (folder / f"{name}.json").write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def _read_into(waiting: Path, given: dict[str, _Given], intake: _Intake) -> None:
@@ -414,7 +416,12 @@ def _split(config: DataConfig, table: pa.Table, given: dict[str, _Given]) -> tup
     side[shares < test + validation] = 1
     side[shares < test] = 2
     others = {name: np.array(part.kept, np.int64) for name, part in given.items() if name != "train"}
-    near = _near(config, table, np.concatenate([kept, *others.values()]), config.split_salt)
+    # Rows of given splits whose very text is in training are exact leaks, and reported as such.
+    searched = {
+        name: np.array([row for digest, row in given[name].first.items() if digest not in given["train"].first], np.int64)
+        for name in others
+    }
+    near = _near(config, table, np.concatenate([kept, *searched.values()]), config.split_salt)
     moved = 0
     groups: list[npt.NDArray[np.int64]] = near.pop("_members")
     for members in groups:
@@ -423,7 +430,7 @@ def _split(config: DataConfig, table: pa.Table, given: dict[str, _Given]) -> tup
             moved += int((side[own] != 0).sum())
             side[own] = 0
     near["rows_moved_to_train"] = moved
-    near["leaks"] = _near_leaks(table, groups, side, others, given)
+    near["leaks"] = _near_leaks(table, groups, side, kept, searched)
     rows_of = {name: kept[side == code] for code, name in enumerate(SPLITS)} | others
     if config.limit and len(rows_of["train"]) > config.limit:
         train_shares = shares[side == 0]
@@ -484,8 +491,8 @@ def _near(config: DataConfig, table: pa.Table, rows: npt.NDArray[np.int64], salt
         "groups": len(found),
         "rows": sum(len(members) for members in found),
         "examples": [
-            [{"source": sources[row].as_py(), "text": first_texts[row].as_py()[:200]} for row in sorted(rows[members].tolist())[:3]]
-            for members in found[:_SHOWN]
+            [{"source": sources[row].as_py(), "text": first_texts[row].as_py()[:200]} for row in members[:3]]
+            for members in sorted(sorted(rows[members].tolist()) for members in found)[:_SHOWN]
         ],
         "_members": found,
     }
@@ -495,24 +502,21 @@ def _near_leaks(
     table: pa.Table,
     groups: Sequence[npt.NDArray[np.int64]],
     side: npt.NDArray[np.int8],
-    others: dict[str, npt.NDArray[np.int64]],
-    given: dict[str, _Given],
+    kept: npt.NDArray[np.int64],
+    searched: dict[str, npt.NDArray[np.int64]],
 ) -> dict[str, Any]:
-    """Rows of given splits that have a near-twin, but not their very text, in training: reported, not moved."""
-    sources, hashes = table["source"], table["hash"]
-    train_rows = given["train"].kept
+    """Rows of given splits that have a near-twin in training: reported, not moved."""
+    sources = table["source"]
     leaks: dict[str, Any] = {}
     first = len(side)
-    for name, rows in others.items():
-        pairs = []
+    for name, rows in searched.items():
+        pairs: list[tuple[int, int]] = []
         for members in groups:
             in_train = [row for row in members.tolist() if row < len(side) and side[row] == 0]
             if not in_train:
                 continue
-            for row in members[(members >= first) & (members < first + len(rows))].tolist():
-                number = int(rows[row - first])
-                if hashes[number].as_py() not in given["train"].first:
-                    pairs.append((number, train_rows[in_train[0]]))
+            theirs = members[(members >= first) & (members < first + len(rows))]
+            pairs += [(row, int(kept[min(in_train)])) for row in rows[theirs - first].tolist()]
         leaks[name] = {
             "rows": len(pairs),
             "examples": [{"source": sources[row].as_py(), "also": sources[twin].as_py()} for row, twin in sorted(pairs)[:_SHOWN]],

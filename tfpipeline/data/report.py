@@ -73,11 +73,11 @@ def render(report: Mapping[str, Any]) -> str:
         for group in near["examples"][:3]:
             lines.append(f"    {' ~ '.join(member['source'] for member in group)}: {_cut(group[0]['text'], 60)}")
     for name, leak in report["leakage"].items():
-        lines.append(
-            f"Leakage: {leak['rows']:,} {name} texts are also in {' or '.join(leak['also_in'])}, "
-            f"{leak['near']['rows']:,} have a near-duplicate in train" + (" (given splits are left as they are)" if leak["rows"] else "")
-        )
+        left = " (given splits are left as they are)" if leak["rows"] else ""
+        lines.append(f"Leakage: {leak['rows']:,} {name} texts are also in {' or '.join(leak['also_in'])}{left}")
         lines += [f"    {example['source']} = {example['also']}" for example in leak["examples"][:3]]
+        if near["searched"] != "off":
+            lines.append(f"Leakage: {leak['near']['rows']:,} {name} texts have a near-duplicate in train")
         lines += [f"    {example['source']} ~ {example['also']}" for example in leak["near"]["examples"][:3]]
     if report.get("absent_from_training"):
         lines.append(f"Labels without a training row: {', '.join(report['absent_from_training'])}")
