@@ -228,6 +228,8 @@ def test_a_limit_takes_the_same_training_rows_whatever_comes_after(tmp_path: Pat
     assert len(small.train) == 50
     assert set(smaller.train.texts.to_pylist()) < set(small.train.texts.to_pylist())
     assert len(small.test) == len(smaller.test)
+    turned = prepare(settings(write(tmp_path / "b.csv", labelled(found)[::-1]), limit=50))
+    assert set(turned.train.texts.to_pylist()) == set(small.train.texts.to_pylist())
 
 
 # ---- duplicates and conflicts ----
@@ -367,6 +369,15 @@ def test_groups_are_what_comparing_all_pairs_finds() -> None:
     assert groups == sorted(sorted(group) for group in groups)
 
 
+def test_a_chain_of_neighbours_is_one_group() -> None:
+    """First and last share nothing; each is near to the next, in whatever order they come."""
+    words = texts(20, 6)
+    sequence = " ".join(words).split()
+    windows = [" ".join(sequence[start : start + 24]) for start in range(60)]
+    random.Random(2).shuffle(windows)
+    assert near_duplicates.groups(windows, 0.85) == [list(range(60))]
+
+
 @pytest.mark.parametrize(
     ("a", "b", "near"),
     [
@@ -411,6 +422,14 @@ def test_the_same_rows_in_other_files_and_another_order_give_the_same_corpus(tmp
     turned = prepare(settings(write(tmp_path / "c.csv", [(rows[0][0], "negative"), *rows[1:]])))
     split = where(one)[rows[0][0]]
     assert {name for name in SPLITS if turned.fingerprint[name] != one.fingerprint[name]} == {split}
+
+
+def test_a_sample_is_the_same_rows_in_any_order(tmp_path: Path) -> None:
+    rows = labelled([text for pair in twins(200) for text in pair])
+    one = prepare(settings(write(tmp_path / "one.csv", rows), near_duplicate_max_rows=150))
+    two = prepare(settings(write(tmp_path / "two.csv", rows[::-1]), near_duplicate_max_rows=150))
+    assert one.fingerprint == two.fingerprint
+    assert one.report["near_duplicates"]["groups"] == two.report["near_duplicates"]["groups"] > 0
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -55,10 +55,10 @@ PIECES = [
 VOCABULARY = [*text.SPECIAL_TOKENS, *PIECES]
 
 SPECIAL = "a special token typed by a user is text, so that nobody can forge the structure of the input"
-BYTES = "the limit of 100 for one word counts bytes here, characters there; a word of more than 50 Cyrillic letters is no word"
+BYTES = "the limit for one word is 400 bytes here, 100 characters there: a word in between is spelled, not [UNK]"
 INTENDED_DIFFERENCES = {
     **dict.fromkeys(["[MASK]", "[SEP]", "[CLS]", "[PAD]", "[UNK]", "a [MASK] b", "[[SEP]]", "[SEP][SEP]", "the [UNK] word"], SPECIAL),
-    **dict.fromkeys(["я" * 51, "я" * 100], BYTES),
+    **dict.fromkeys(["a" * 101, "b" * 200, "ab" * 100, "я" * 101], BYTES),
 }
 
 
@@ -112,8 +112,7 @@ def test_ids_equal_the_reference_tokenizer_with_the_default_backbone(tmp_path: P
 def test_ids_equal_the_reference_tokenizer_with_other_vocabularies(tmp_path: Path, kind: str) -> None:
     vocabulary, lower_case = _vocabularies(tmp_path)[kind]
     different = _compare(vocabulary, lower_case, tmp_path)
-    intended = {**INTENDED_DIFFERENCES, **dict.fromkeys(["é" * 51, "é" * 100], BYTES)}
-    assert set(different) <= set(intended), {k: v for k, v in different.items() if k not in intended}
+    assert set(different) <= set(INTENDED_DIFFERENCES), {k: v for k, v in different.items() if k not in INTENDED_DIFFERENCES}
 
 
 def test_chinese_is_split_by_character_and_keeps_its_punctuation(tmp_path: Path) -> None:

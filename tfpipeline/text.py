@@ -91,8 +91,10 @@ class Preprocessor(tf.Module):
         self._unk_id = self.vocabulary.index("[UNK]")
         # Its own lower-casing folds compatibility forms too (NFKC), so that the full-width comma, a word piece of bert-base-chinese, would become
         # an ASCII one; `_normalise` does what BERT's reference tokenizer does.
+        # Its limit for one word counts bytes, BERT's 100 counts characters; with 100 bytes a Thai sentence, which has no blanks, would be one [UNK]
+        # from 34 letters on. 400 bytes hold 100 characters of any script.
         self._tokenizer = tf_text.FastBertTokenizer(
-            vocab=list(self.vocabulary), token_out_type=tf.int32, lower_case_nfd_strip_accents=False
+            vocab=list(self.vocabulary), max_bytes_per_word=400, token_out_type=tf.int32, lower_case_nfd_strip_accents=False
         )
 
     def __call__(self, text: tf.Tensor, text_pair: tf.Tensor | None = None) -> dict[str, tf.Tensor]:

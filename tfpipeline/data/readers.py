@@ -178,14 +178,13 @@ def _refuse_binary(stream: IO[bytes], file: str) -> None:
 class _Lines:
     """The lines of a text stream, at most `limit` characters of each, for `csv.reader` to draw from.
 
-    Of a longer line only the start is handed on (the rest is read and forgotten), and `cut` is set. What is handed on has the same number of
-    quotes, odd or even, as the whole line, so that the reader finds the end of the record where it is.
+    Of a longer line only the start is handed on (the rest is read and forgotten), and `cut` is set. A record of several lines ends, with
+    `_RecordTooLongError`, when they are longer than that together: a quote that nobody closes would collect the rest of the file.
     """
 
     def __init__(self, stream: IO[str], limit: int) -> None:
         self._stream = stream
         self._limit = limit
-        self._quoted = 0
         self.number = 0  # of the line handed on last
         self.cut = False  # since start_record()
         self.ended = False
@@ -199,7 +198,7 @@ class _Lines:
         return self
 
     def __next__(self) -> str:
-        if self._left <= 0:  # a quote that nobody closes would collect the rest of the file
+        if self._left <= 0:
             raise _RecordTooLongError
         line = self._stream.readline(self._limit)
         if not line:
@@ -207,22 +206,19 @@ class _Lines:
             raise StopIteration
         self.number += 1
         self._left -= len(line)
-        if len(line) == self._limit and line[-1] not in "\r\n":
-            rest = self._skip()
-            if rest is not None:
-                self.cut = True
-                return line + ('"' if rest % 2 else "") + "\n"
+        if len(line) == self._limit and line[-1] not in "\r\n" and self._skip():
+            self.cut = True
+            line += "\n"
         return line
 
-    def _skip(self) -> int | None:
-        """Reads up to the end of the line; how many quotes were there, None when there was nothing more."""
-        quotes, some = 0, False
+    def _skip(self) -> bool:
+        """Reads up to the end of the line; whether there was any more of it."""
+        some = False
         while part := self._stream.readline(1 << 16):
             some = some or bool(part.strip("\r\n"))
-            quotes += part.count('"')
             if part[-1] in "\r\n":
                 break
-        return quotes if some else None
+        return some
 
 
 class _RecordTooLongError(Exception):
