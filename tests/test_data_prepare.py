@@ -18,7 +18,7 @@ import pytest
 
 from tfpipeline import config
 from tfpipeline.data import Corpus, near_duplicates, open_prepared, prepare, read_examples
-from tfpipeline.data.prepare import MAX_LABELS, normalise
+from tfpipeline.data.intake import MAX_LABELS, normalise
 from tfpipeline.errors import DataError, RunError
 
 NOUNS = ("app", "card", "loan", "branch", "transfer", "clerk", "phone", "queue", "letter", "fee")

@@ -15,12 +15,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
-import re
 import tempfile
-import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,7 +30,8 @@ import pyarrow.compute as pc
 from tfpipeline.config import DataConfig
 from tfpipeline.data import near_duplicates
 from tfpipeline.data.examples import Corpus, Examples
-from tfpipeline.data.readers import Columns, Problem, expand, read
+from tfpipeline.data.intake import BATCH, BATCH_CHARACTERS, SHOWN, Intake, batched, listed, normalise
+from tfpipeline.data.readers import Columns, expand
 from tfpipeline.data.report import describe_split
 from tfpipeline.errors import DataError, RunError
 from tfpipeline.progress import Progress
@@ -42,11 +40,6 @@ from tfpipeline.runs import atomic_folder, cannot_write, read_json
 _LOG = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
-BATCH = 8192
-_BATCH_CHARACTERS = 1 << 24  # a batch of very long texts is cut earlier
-MAX_LABELS = 1000
-_SHOWN = 20  # examples of each finding kept in the report
-_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f\ufffd\u200b-\u200f\u2060\ufeff]")
 
 
 def prepare(config: DataConfig, folder: Path | None = None) -> Corpus:
@@ -100,10 +93,10 @@ def read_examples(
         need_labels: False: the label column is not read.
         rejects: with `data.on_bad_row = "quarantine"`, bad rows are appended here; None: their number is logged as a warning.
     """
-    intake = _Intake(
+    intake = Intake(
         config, labels or (), Columns.of(config, need_labels=need_labels), (lambda _: None) if rejects is None else rejects.append
     )
-    for rows in _batches(intake.rows(expand(paths))):
+    for rows in batched(intake.rows(expand(paths))):
         table = pa.Table.from_batches([intake.arrow(rows)])
         yield _examples(table, labels or (), config.task, None)
     if rejects is None and intake.reasons:
@@ -115,193 +108,6 @@ def read_examples(
             _counts(intake),
             first["source"],
         )
-
-
-# ---- one row ----
-
-
-def normalise(text: str) -> str:
-    """The form in which two texts are the same: NFC, without control and zero-width characters, white space squeezed."""
-    if not text.isascii():
-        text = unicodedata.normalize("NFC", text)
-        text = _CONTROL.sub("", text)
-    elif not text.isprintable():
-        text = _CONTROL.sub("", text)
-    return " ".join(text.split())
-
-
-@dataclass
-class _Intake:
-    """Judges rows: turns what a reader gives into checked values, or into a reject."""
-
-    config: DataConfig
-    known: tuple[str, ...]  # empty: names are collected
-    columns: Columns
-    on_reject: Callable[[dict[str, Any]], object]
-    examples: list[dict[str, Any]] = field(default_factory=list)  # the first few rejects
-    reasons: Counter[str] = field(default_factory=Counter)
-    names: dict[str, int] = field(default_factory=dict)  # label name to code, in order of appearance
-    seen_rows: int = 0
-
-    def __post_init__(self) -> None:
-        self.names = {name: code for code, name in enumerate(self.known)}
-        self.closed = bool(self.known)
-        self.multi = self.config.task == "multi_label"
-
-    def close(self) -> None:
-        """From here on a label that has not been seen is a bad row."""
-        self.known, self.closed = tuple(sorted(self.names)), True
-
-    def rows(self, files: Sequence[str]) -> Iterator[tuple[Any, ...]]:
-        """`(hash, id, text, pair, codes, weight, source, slices)` of each good row."""
-        base_names = Counter(Path(file).name for file in files)
-        for file in files:
-            # `reviews.csv:17` reads well, as long as there is one reviews.csv.
-            shown = file if ":" in file[:7] or base_names[Path(file).name] > 1 else Path(file).name
-            for line, values in read(file, self.config, self.columns):
-                self.seen_rows += 1
-                good = values if isinstance(values, Problem) else self._check(values, f"{shown}:{line}")
-                if isinstance(good, Problem):
-                    self._reject(good, f"{shown}:{line}")
-                else:
-                    yield good
-
-    def _reject(self, problem: Problem, source: str) -> None:
-        if self.config.on_bad_row == "stop":
-            raise DataError(
-                f"{source}: {problem.reason}: expected {problem.expected}, received {problem.received}. "
-                "Fix the row, or --set data.on_bad_row=quarantine to set it aside."
-            )
-        self.reasons[problem.reason] += 1
-        reject = {"source": source, "reason": problem.reason, "expected": problem.expected, "received": problem.received}
-        if len(self.examples) < _SHOWN:
-            self.examples.append(reject)
-        self.on_reject(reject)
-
-    def _check(self, values: list[Any], source: str) -> tuple[Any, ...] | Problem:
-        text, pair, label, weight, row_id, *slices = values
-        columns = self.columns
-        checked: list[str] = []
-        for name, value in ((columns.text, text), (columns.text_pair, pair)):
-            if not name:
-                continue
-            if value is None:
-                return Problem("missing text", f"a text in column '{name}'", "nothing")
-            if not isinstance(value, str):
-                return Problem("missing text", f"a text in column '{name}'", f"{type(value).__name__} {str(value)[:80]}")
-            length = len(value) if value.isascii() else len(value.encode("utf-8", "replace"))
-            if length > self.config.max_text_bytes:
-                return Problem("text too long", f"at most {self.config.max_text_bytes:,} bytes (data.max_text_bytes)", f"{length:,} bytes")
-            if _undecodable(value):
-                return Problem("undecodable bytes", "UTF-8 text", repr(value[:80]))
-            normal = normalise(value)
-            if not normal:
-                return Problem("empty text", f"a text in column '{name}'", repr(value[:80]) if value else "an empty cell")
-            checked.append(normal)
-        codes: Any = None
-        if columns.label:
-            codes = self._codes(label)
-            if isinstance(codes, Problem):
-                return codes
-        number = 1.0
-        if columns.weight:
-            try:
-                number = float(weight)
-            except (TypeError, ValueError):
-                number = math.nan
-            if not (math.isfinite(number) and number >= 0.0):
-                return Problem("bad weight", f"a number >= 0 in column '{columns.weight}'", repr(weight)[:80])
-        for value in (row_id, *slices):
-            if isinstance(value, str) and _undecodable(value):
-                return Problem("undecodable bytes", "UTF-8 text", repr(value[:80]))
-        digest = hashlib.blake2b("\x1f".join(checked).encode(), digest_size=16).digest()
-        name = str(row_id) if columns.id and row_id not in (None, "") else digest.hex()
-        return digest, name, text, pair, codes, number, source, ["" if value is None else str(value) for value in slices]
-
-    def _codes(self, label: Any) -> Any:
-        one = label if self.multi and isinstance(label, list | tuple) else [label]
-        if any(isinstance(item, list | tuple | dict | bytes) for item in one):
-            return Problem("not a label", f"a text or a number in column '{self.columns.label}'", repr(label)[:80])
-        if self.multi:
-            if label is None:
-                names = []
-            elif isinstance(label, list | tuple):
-                names = [_label_name(item) for item in label]
-            else:
-                names = [part.strip() for part in str(label).split(self.config.label_separator)]
-            codes = [self._code(name) for name in dict.fromkeys(name for name in names if name)]
-            return next((code for code in codes if isinstance(code, Problem)), codes)
-        name = _label_name(label)
-        if not name:
-            return Problem("missing label", f"a label in column '{self.columns.label}'", "nothing" if label is None else "an empty cell")
-        return self._code(name)
-
-    def _code(self, name: str) -> int | Problem:
-        code = self.names.get(name)
-        if code is not None:
-            return code
-        if _undecodable(name):
-            return Problem("undecodable bytes", "UTF-8 text", repr(name[:80]))
-        if self.closed:
-            return Problem("unknown label", f"one of {_list(self.known)}", repr(name[:80]))
-        if len(self.names) >= MAX_LABELS:
-            raise DataError(
-                f"column '{self.columns.label}' has more than {MAX_LABELS} different values, the last one {name[:60]!r}: it does not look like a label. "
-                "Set data.label to the right column."
-            )
-        self.names[name] = len(self.names)
-        return self.names[name]
-
-    def arrow(self, rows: list[tuple[Any, ...]]) -> pa.RecordBatch:
-        """One batch of the columns that wait on disk."""
-        digest, ids, texts, pairs, codes, weights, sources, slices = zip(*rows, strict=True)
-        columns: dict[str, Any] = {
-            "hash": pa.array(digest, pa.binary(16)),
-            "id": pa.array(ids, pa.string()),
-            "text": pa.array(texts, pa.string()),
-            "source": pa.array(sources, pa.string()),
-            "weight": pa.array(weights, pa.float32()),
-        }
-        if self.columns.text_pair:
-            columns["text_pair"] = pa.array(pairs, pa.string())
-        if self.columns.label:
-            columns["code"] = pa.array(codes, pa.list_(pa.int32()) if self.multi else pa.int32())
-        for number, name in enumerate(self.columns.slices):
-            columns[f"slice:{name}"] = pa.array([values[number] for values in slices], pa.string())
-        return pa.RecordBatch.from_pydict(columns)
-
-
-def _undecodable(text: str) -> bool:
-    """Whether bytes that are no UTF-8 (or half a surrogate pair in JSON) are in it; they cannot be written as UTF-8 either."""
-    return not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text)
-
-
-def _label_name(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, float):
-        return "" if math.isnan(value) else (str(int(value)) if value.is_integer() else str(value))
-    return str(value).strip()
-
-
-def _list(names: Sequence[str]) -> str:
-    shown = ", ".join(repr(name) for name in names[:12])
-    return f"({shown}{', ...' if len(names) > 12 else ''})"
-
-
-def _batches(rows: Iterator[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]:
-    batch: list[tuple[Any, ...]] = []
-    characters = 0
-    for row in rows:
-        batch.append(row)
-        characters += len(row[2]) + len(row[3] or "")
-        if len(batch) == BATCH or characters > _BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
 
 
 # ---- the whole ----
@@ -326,7 +132,7 @@ def _prepare_into(config: DataConfig, folder: Path) -> None:
     }
     waiting = folder / "waiting.arrow"
     with (folder / "rejects.jsonl").open("w", encoding="utf-8") as rejects:
-        intake = _Intake(
+        intake = Intake(
             config, config.labels, Columns.of(config), lambda reject: rejects.write(json.dumps(reject, ensure_ascii=False) + "\n")
         )
         _read_into(waiting, given, intake)
@@ -356,13 +162,13 @@ def _prepare_into(config: DataConfig, folder: Path) -> None:
         (folder / f"{name}.json").write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def _read_into(waiting: Path, given: dict[str, _Given], intake: _Intake) -> None:
+def _read_into(waiting: Path, given: dict[str, _Given], intake: Intake) -> None:
     """Writes every good row to `waiting` and notes in `given` which of them count."""
     reads = 0
     writer: Any = None
     with pa.OSFile(str(waiting), "wb") as sink, Progress("reading", unit="rows") as bar:
         for part in given.values():
-            for rows in _batches(intake.rows(part.files)):
+            for rows in batched(intake.rows(part.files)):
                 batch = intake.arrow(rows)
                 writer = writer or pa.ipc.new_file(sink, batch.schema)
                 writer.write_batch(batch)
@@ -390,7 +196,7 @@ def _deduplicate(rows: list[tuple[Any, ...]], offset: int, part: _Given) -> None
             part.conflicts.setdefault(digest, [before]).append(number)
 
 
-def _labels(config: DataConfig, intake: _Intake, given: dict[str, _Given]) -> tuple[str, ...]:
+def _labels(config: DataConfig, intake: Intake, given: dict[str, _Given]) -> tuple[str, ...]:
     labels = config.labels or tuple(sorted(intake.names))
     least = 1 if config.task == "multi_label" else 2
     if len(labels) < least:
@@ -401,7 +207,7 @@ def _labels(config: DataConfig, intake: _Intake, given: dict[str, _Given]) -> tu
         )
     if config.class_weights == "given" and len(config.class_weight_values) != len(labels):
         raise DataError(
-            f"data.class_weight_values has {len(config.class_weight_values)} numbers for {len(labels)} labels {_list(labels)}. Give one per label."
+            f"data.class_weight_values has {len(config.class_weight_values)} numbers for {len(labels)} labels {listed(labels)}. Give one per label."
         )
     return labels
 
@@ -449,7 +255,7 @@ def _pieces(table: pa.Table, rows: npt.NDArray[np.int64], columns: Sequence[str]
             held.append(batch.take(pa.array(rows[start:end] - offset)))
             size += held[-1].nbytes
         start, offset = end, offset + batch.num_rows
-        if size > _BATCH_CHARACTERS or sum(piece.num_rows for piece in held) >= BATCH:
+        if size > BATCH_CHARACTERS or sum(piece.num_rows for piece in held) >= BATCH:
             yield from pa.Table.from_batches(held).combine_chunks().to_batches()
             held, size = [], 0
     if held:
@@ -492,7 +298,7 @@ def _near(config: DataConfig, table: pa.Table, rows: npt.NDArray[np.int64], salt
         "rows": sum(len(members) for members in found),
         "examples": [
             [{"source": sources[row].as_py(), "text": first_texts[row].as_py()[:200]} for row in members[:3]]
-            for members in sorted(sorted(rows[members].tolist()) for members in found)[:_SHOWN]
+            for members in sorted(sorted(rows[members].tolist()) for members in found)[:SHOWN]
         ],
         "_members": found,
     }
@@ -519,14 +325,14 @@ def _near_leaks(
             pairs += [(row, int(kept[min(in_train)])) for row in rows[theirs - first].tolist()]
         leaks[name] = {
             "rows": len(pairs),
-            "examples": [{"source": sources[row].as_py(), "also": sources[twin].as_py()} for row, twin in sorted(pairs)[:_SHOWN]],
+            "examples": [{"source": sources[row].as_py(), "also": sources[twin].as_py()} for row, twin in sorted(pairs)[:SHOWN]],
         }
         first += len(rows)
     return leaks
 
 
 def _report(
-    config: DataConfig, intake: _Intake, given: dict[str, _Given], table: pa.Table, labels: tuple[str, ...], near: dict[str, Any]
+    config: DataConfig, intake: Intake, given: dict[str, _Given], table: pa.Table, labels: tuple[str, ...], near: dict[str, Any]
 ) -> dict[str, Any]:
     name_of = {code: name for name, code in intake.names.items()}
     codes, texts, sources, hashes = table["code"], table["text"], table["source"], table["hash"]
@@ -542,7 +348,7 @@ def _report(
             found = [label_of(row) for row in rows]
             if any(label != found[0] for label in found):
                 conflicts += 1
-                if len(conflict_examples) < _SHOWN:
+                if len(conflict_examples) < SHOWN:
                     conflict_examples.append(
                         {
                             "text": texts[rows[0]].as_py()[:200],
@@ -562,7 +368,7 @@ def _report(
             "rows": len({row for row, _ in shared}),
             "examples": [
                 {"source": sources[row].as_py(), "also": sources[given[other].first[hashes[row].as_py()]].as_py()}
-                for row, other in shared[:_SHOWN]
+                for row, other in shared[:SHOWN]
             ],
             "near": near["leaks"][name],
         }
@@ -648,7 +454,7 @@ def _refuse_unusable(config: DataConfig, labels: tuple[str, ...], report: dict[s
     report["absent_from_training"] = [label for label in labels if label not in present]
 
 
-def _counts(intake: _Intake) -> str:
+def _counts(intake: Intake) -> str:
     return ", ".join(f"{count:,} x {reason}" for reason, count in intake.reasons.most_common())
 
 
