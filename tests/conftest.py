@@ -6,12 +6,16 @@ import itertools
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 import tfpipeline  # noqa: F401  first: decides which Keras TensorFlow is
 from tfpipeline import config, runtime
 
 runtime.quiet()
+# A busy machine is slow, not wrong.
+hypothesis.settings.register_profile("patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("patient")
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test downloads
 
 TINY = (

@@ -87,7 +87,7 @@ GOOD = b"text,label\n" + b"".join(f"{text},{label}\n".encode() for text, label i
     ("content", "message"),
     [
         (b"", "DataError: {path}: the file is empty. Expected at least a few labelled rows."),
-        (b"text,label\n", "DataError: {path}: no usable row among 0. Expected at least a few labelled rows."),
+        (b"text,label\n", "DataError: {path}: no row. Expected at least a few labelled rows."),
         (
             b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR",
             "DataError: {path}: looks like a binary file (zero bytes at the start). Expected UTF-8 text; convert it, or set data.format.",
@@ -145,7 +145,7 @@ def test_a_label_seen_only_in_the_test_file(tiny_csv: Path, tmp_path: Path, caps
 def test_a_single_line_of_50_mb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = _file(tmp_path, GOOD + b"x" * 50_000_000 + b",positive\n")
     assert _fails(capsys, "data", path) == (
-        "DataError: data.csv:122: text too long: expected at most 1,000,000 bytes (data.max_text_bytes), received 50,000,000 characters. "
+        "DataError: data.csv:122: line too long: expected at most 13,048,576 characters a row (12 x data.max_text_bytes + 1 MiB), received a longer line. "
         "Fix the row, or --set data.on_bad_row=quarantine to set it aside."
     )
 
