@@ -155,6 +155,14 @@ def test_several_labels_as_lists_in_json(tmp_path: Path) -> None:
     assert labels_of(corpus) == {line["text"]: expected[number % 5] for number, line in enumerate(lines)}
 
 
+def test_nothing_in_a_list_of_labels_is_a_bad_row(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "hello", "label": ["app", null]}\n')
+    assert refusal(settings(tmp_path / "a.jsonl", task="multi_label")) == (
+        "a.jsonl:1: not a label: expected label names in column 'label', received ['app', None]. "
+        "Fix the row, or --set data.on_bad_row=quarantine to set it aside."
+    )
+
+
 def test_pairs_are_rows_of_two_texts(tmp_path: Path) -> None:
     """The same first text with another second one is another row; the same two are a duplicate."""
     found = texts(100)
@@ -453,6 +461,14 @@ def test_another_salt_is_another_split(tmp_path: Path) -> None:
     assert where(prepare(settings(file))) != where(prepare(settings(file, split_salt="another")))
 
 
+def test_rows_cut_into_validation_are_not_leaked_into_test(tmp_path: Path) -> None:
+    """A given test file that repeats all of `data.path`: those texts that training holds are leaks, those cut into validation are not."""
+    file = write(tmp_path / "a.csv", labelled(texts(200)))
+    test = write(tmp_path / "b.csv", labelled(texts(200)))
+    corpus = prepare(settings(file, test_path=[str(test)], near_duplicates="off"))
+    assert corpus.report["leakage"]["test"]["rows"] == len(corpus.train) < 200
+
+
 def test_given_splits_are_left_as_they_are_and_leaks_are_reported(tmp_path: Path) -> None:
     """Exact ones and near ones, against training and between the given ones; nothing is moved or removed."""
     (near, near_twin), *_ = twins(1)
@@ -488,6 +504,7 @@ def test_a_given_test_file_leaves_validation_to_the_hash(tmp_path: Path) -> None
     train = write(tmp_path / "train.csv", labelled(found[:400]))
     corpus = prepare(settings(train, test_path=[str(write(tmp_path / "test.csv", labelled(found[400:])))]))
     assert corpus.test.texts.to_pylist() == found[400:]
+    assert corpus.report["leakage"]["test"]["rows"] == 0
     assert 20 < len(corpus.validation) < 70
     assert len(corpus.train) + len(corpus.validation) == 400
 
@@ -560,7 +577,9 @@ def test_a_bad_row_stops_with_file_and_line_or_is_set_aside(tmp_path: Path, kind
     assert len(labels_of(corpus)) == 61
 
 
-@pytest.mark.parametrize(("value", "received"), [("-1", "'-1'"), ("heavy", "'heavy'"), ("nan", "'nan'"), ("inf", "'inf'"), ("", "''")])
+@pytest.mark.parametrize(
+    ("value", "received"), [("-1", "'-1'"), ("heavy", "'heavy'"), ("nan", "'nan'"), ("inf", "'inf'"), ("1e39", "'1e39'"), ("", "''")]
+)
 def test_a_bad_weight_is_a_bad_row(tmp_path: Path, value: str, received: str) -> None:
     rows = [(text, label, "1") for text, label in labelled(texts(30))]
     file = write(tmp_path / "a.csv", [*rows, ("hello", "positive", value)], ("text", "label", "weight"))
@@ -578,6 +597,14 @@ def test_every_rejected_row_is_in_the_file_and_only_the_first_in_the_report(tmp_
     assert corpus.report["rejects"]["rows"] == 45
     assert len(corpus.report["rejects"]["examples"]) == 20
     assert len((tmp_path / "data" / "rejects.jsonl").read_text().splitlines()) == 45
+
+
+def test_files_of_the_same_name_are_told_apart_across_splits(tmp_path: Path) -> None:
+    for name in ("train", "test"):
+        (tmp_path / name).mkdir()
+    train = write(tmp_path / "train" / "a.csv", labelled(texts(100)))
+    test = write(tmp_path / "test" / "a.csv", [("", "positive")])
+    assert refusal(settings(train, test_path=[str(test)])).startswith(f"{test}:2: empty text: ")
 
 
 def test_files_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
@@ -662,6 +689,15 @@ def test_training_rows_of_one_label_only_are_refused(tmp_path: Path) -> None:
     assert message == (
         f"{train}: the training split has only label 'positive' in {rows} rows; a classifier needs two. "
         "Add rows of another label, or change data.split_salt."
+    )
+
+
+@pytest.mark.parametrize("name", ["validation", "test"])
+def test_a_split_that_nothing_makes_is_named(tmp_path: Path, name: str) -> None:
+    file = write(tmp_path / "a.csv", labelled(texts(100)))
+    assert refusal(settings(file, **{f"{name}_fraction": 0.0})) == (
+        f"{file}: there is no {name} split: data.{name}_fraction is 0 and data.{name}_path is empty. "
+        f"Set one of them, for example --set data.{name}_fraction=0.1."
     )
 
 

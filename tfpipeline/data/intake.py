@@ -26,6 +26,7 @@ BATCH = 8192
 BATCH_CHARACTERS = 1 << 24  # a batch of very long texts is cut earlier
 MAX_LABELS = 1000
 SHOWN = 20  # examples of each finding kept in the report
+_HIGHEST_WEIGHT = 3.4e38  # of float32
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f\ufffd\u200b-\u200f\u2060\ufeff]")
 
 
@@ -50,6 +51,7 @@ class Intake:
     examples: list[dict[str, Any]] = field(default_factory=list)  # the first few rejects
     reasons: Counter[str] = field(default_factory=Counter)
     names: dict[str, int] = field(default_factory=dict)  # label name to code, in order of appearance
+    all_files: Sequence[str] = ()  # of all splits; empty: those given to rows()
     seen_rows: int = 0
 
     def __post_init__(self) -> None:
@@ -63,7 +65,7 @@ class Intake:
 
     def rows(self, files: Sequence[str]) -> Iterator[tuple[Any, ...]]:
         """`(hash, id, text, pair, codes, weight, source, slices)` of each good row."""
-        base_names = Counter(Path(file).name for file in files)
+        base_names = Counter(Path(file).name for file in set(self.all_files or files))
         for file in files:
             # `reviews.csv:17` reads well, as long as there is one reviews.csv.
             shown = file if ":" in file[:7] or base_names[Path(file).name] > 1 else Path(file).name
@@ -118,7 +120,8 @@ class Intake:
                 number = float(weight)
             except (TypeError, ValueError):
                 number = math.nan
-            if not (math.isfinite(number) and number >= 0.0):
+            # What is infinite as float32 would be infinite in the loss. The comparison is also false for NaN.
+            if not 0.0 <= number <= _HIGHEST_WEIGHT:
                 return Problem("bad weight", f"a number >= 0 in column '{columns.weight}'", repr(weight)[:80])
         for value in (row_id, *slices):
             if isinstance(value, str) and _undecodable(value):
@@ -136,6 +139,8 @@ class Intake:
                 names = []
             elif isinstance(label, list | tuple):
                 names = [_label_name(item) for item in label]
+                if not all(names):
+                    return Problem("not a label", f"label names in column '{self.columns.label}'", repr(label)[:80])
             else:
                 names = [part.strip() for part in str(label).split(self.config.label_separator)]
             codes = [self._code(name) for name in dict.fromkeys(name for name in names if name)]

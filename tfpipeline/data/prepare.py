@@ -135,6 +135,7 @@ def _prepare_into(config: DataConfig, folder: Path) -> None:
         intake = Intake(
             config, config.labels, Columns.of(config), lambda reject: rejects.write(json.dumps(reject, ensure_ascii=False) + "\n")
         )
+        intake.all_files = [file for part in given.values() for file in part.files]
         _read_into(waiting, given, intake)
     with pa.memory_map(str(waiting)) as source:
         table = pa.ipc.open_file(source).read_all()
@@ -142,7 +143,7 @@ def _prepare_into(config: DataConfig, folder: Path) -> None:
         place = {name: code for code, name in enumerate(labels)}
         order = np.array([place[name] for name in intake.names], np.int32)
         rows_of, near = _split(config, table, given)
-        report = _report(config, intake, given, table, labels, near)
+        report = _report(config, intake, given, table, labels, near, rows_of)
         for name in SPLITS:
             report["splits"][name] = _write_split(folder, name, table, rows_of[name], order, labels, config)
         if config.class_weights != "none":
@@ -332,7 +333,13 @@ def _near_leaks(
 
 
 def _report(
-    config: DataConfig, intake: Intake, given: dict[str, _Given], table: pa.Table, labels: tuple[str, ...], near: dict[str, Any]
+    config: DataConfig,
+    intake: Intake,
+    given: dict[str, _Given],
+    table: pa.Table,
+    labels: tuple[str, ...],
+    near: dict[str, Any],
+    rows_of: dict[str, npt.NDArray[np.int64]],
 ) -> dict[str, Any]:
     name_of = {code: name for name, code in intake.names.items()}
     codes, texts, sources, hashes = table["code"], table["text"], table["source"], table["hash"]
@@ -362,7 +369,11 @@ def _report(
         if name == "train" or name not in given:
             continue
         earlier = [other for other in SPLITS[:number] if other in given]
-        shared = [(row, other) for digest, row in given[name].first.items() for other in earlier if digest in given[other].first]
+        # Of `data.path` only what ended in training: a row that was cut from it into validation is not leaked.
+        held = {other: set(rows_of[other].tolist()) for other in earlier}
+        shared = [
+            (row, other) for digest, row in given[name].first.items() for other in earlier if given[other].first.get(digest) in held[other]
+        ]
         leaks[name] = {
             "also_in": earlier,
             "rows": len({row for row, _ in shared}),
@@ -439,6 +450,12 @@ def _refuse_unusable(config: DataConfig, labels: tuple[str, ...], report: dict[s
     splits = report["splits"]
     sizes = {name: splits[name]["rows"] for name in SPLITS}
     where = ", ".join(report["files"]["train"])
+    for name, fraction in (("validation", config.validation_fraction), ("test", config.test_fraction)):
+        if not fraction and name not in report["files"]:
+            raise DataError(
+                f"{where}: there is no {name} split: data.{name}_fraction is 0 and data.{name}_path is empty. "
+                f"Set one of them, for example --set data.{name}_fraction=0.1."
+            )
     empty = [name for name in SPLITS if not sizes[name]]
     if empty:
         raise DataError(
