@@ -199,6 +199,7 @@ def test_bytes_that_are_no_utf8_do_no_harm(preprocessor: text.Preprocessor) -> N
 def test_the_fast_way_cleans_as_the_slow_way(preprocessor: text.Preprocessor) -> None:
     strings = tf.constant(HARD)
     assert preprocessor.clean(strings).numpy().tolist() == preprocessor._clean_all(strings).numpy().tolist()
+    assert preprocessor.readable(strings).numpy().tolist() == preprocessor._normalise(preprocessor._clean_all(strings)).numpy().tolist()
 
 
 @settings(max_examples=150, deadline=None)
@@ -213,6 +214,7 @@ def test_the_fast_way_cleans_as_the_slow_way_on_anything(strings: list[str]) -> 
     cleaner = _SHARED
     batch = tf.constant(strings)
     assert cleaner.clean(batch).numpy().tolist() == cleaner._clean_all(batch).numpy().tolist()
+    assert cleaner.readable(batch).numpy().tolist() == cleaner._normalise(cleaner._clean_all(batch)).numpy().tolist()
 
 
 _SHARED = text.Preprocessor(VOCABULARY, TextConfig(max_length=16), True)

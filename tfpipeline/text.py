@@ -17,7 +17,7 @@ a row: an empty text is `[CLS] [SEP]`. It does not judge rows either; that is `t
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,6 @@ _ENTITIES = (
 )
 # Anything that some step of `_clean_all` could change; a superset is safe, a miss is not (a test compares both ways on hard strings).
 _PLAIN = r"[ -~]*"
-_VISIBLE_ASCII = r"[\t\n\r -~]*"
 _INVISIBLE = r"[\x{00}-\x{08}\x{0B}\x{0C}\x{0E}-\x{1F}\x{7F}-\x{9F}\p{Cf}\p{Co}\x{FFFD}]"
 _MAY_NEED_CLEANING = r"(?: .*|.* |.*(?:[&<@]|(?i:://|www\.)|  ).*)"
 
@@ -128,6 +127,9 @@ class Preprocessor(tf.Module):
             pieces = tf.concat([segment.flat_values, [self._pad_id]], axis=0)
             ids = tf.where(inside, tf.gather(pieces, index), ids)
             ids = tf.where(local == keep[:, tf.newaxis], self._sep_id, ids)
+            if number == 0:
+                offset += keep + 1
+                continue
             types = tf.where((local >= 0) & (local <= keep[:, tf.newaxis]), number, types)
             offset += keep + 1
         return {
@@ -138,15 +140,26 @@ class Preprocessor(tf.Module):
 
     def clean(self, text: tf.Tensor) -> tf.Tensor:
         """The cleaned strings, string `[batch]`. Each step can be switched off in `[text]`."""
+        return self._by_row(text, self._clean_all, tf.identity)
+
+    def readable(self, text: tf.Tensor) -> tf.Tensor:
+        """Cleaned, and then as BERT's reference tokenizer has it before it splits: what the word pieces are cut from."""
+        lower = tf.strings.lower if self.lower_case else tf.identity
+        return self._by_row(text, lambda part: self._normalise(self._clean_all(part)), lower)
+
+    def _by_row(self, text: tf.Tensor, slow: Callable[[tf.Tensor], tf.Tensor], fast: Callable[[tf.Tensor], tf.Tensor]) -> tf.Tensor:
+        """`slow` on the rows in which it could find anything, `fast` on the others.
+
+        Most rows of most corpora are plain ASCII; one scan finds the others, and only those pay.
+        """
         if self.config.stop_words or self.config.rejoin_contractions:
-            return self._clean_all(text)
-        # Most rows of most corpora are plain ASCII in which no step finds anything; one scan finds the others, and only those pay.
+            return slow(text)
         needs = ~tf.strings.regex_full_match(text, _PLAIN) | tf.strings.regex_full_match(text, _MAY_NEED_CLEANING)
         rows = tf.where(needs)
         return tf.cond(
             tf.size(rows) > 0,
-            lambda: tf.tensor_scatter_nd_update(text, rows, self._clean_all(tf.boolean_mask(text, needs))),
-            lambda: tf.identity(text),
+            lambda: tf.tensor_scatter_nd_update(fast(text), rows, slow(tf.boolean_mask(text, needs))),
+            lambda: fast(text),
         )
 
     def _clean_all(self, text: tf.Tensor) -> tf.Tensor:
@@ -179,24 +192,17 @@ class Preprocessor(tf.Module):
 
     def tokenize(self, text: tf.Tensor) -> tf.RaggedTensor:
         """Cleaned, tokenised, not yet cut: int32 ids `[batch, (pieces)]`."""
-        return self._tokenizer.tokenize(self._normalise(self.clean(text)))
+        return self._tokenizer.tokenize(self.readable(text))
 
     def _normalise(self, text: tf.Tensor) -> tf.Tensor:
-        """What BERT's reference tokenizer does to every text before it splits it, whatever `[text]` says: invisible characters go; for uncased
-        models NFD, non-spacing marks go, lower case.
+        """What BERT's reference tokenizer does to every text, whatever `[text]` says: invisible characters go; for uncased models NFD, non-spacing
+        marks go, lower case.
         """
-        lower = tf.strings.lower if self.lower_case else tf.identity
-        needs = ~tf.strings.regex_full_match(text, _VISIBLE_ASCII)
-        rows = tf.where(needs)
-
-        def normalise_rows() -> tf.Tensor:
-            part = tf.strings.regex_replace(tf.boolean_mask(text, needs), _INVISIBLE, "")
-            if self.lower_case:
-                part = tf.strings.regex_replace(tf_text.normalize_utf8(part, "NFD"), r"\p{Mn}", "")
-                part = tf.strings.lower(part, encoding="utf-8")
-            return tf.tensor_scatter_nd_update(lower(text), rows, part)
-
-        return tf.cond(tf.size(rows) > 0, normalise_rows, lambda: lower(text))
+        text = tf.strings.regex_replace(text, _INVISIBLE, "")
+        if self.lower_case:
+            text = tf.strings.regex_replace(tf_text.normalize_utf8(text, "NFD"), r"\p{Mn}", "")
+            text = tf.strings.lower(text, encoding="utf-8")
+        return text
 
     def count(self, text: tf.Tensor, text_pair: tf.Tensor | None = None) -> tuple[tf.Tensor, tf.Tensor]:
         """`(tokens, unknown)`, int32 `[batch]`: the true length with special tokens before any cut, and how many pieces are `[UNK]`."""
@@ -267,8 +273,7 @@ def learn_vocabulary(batches: Iterable[Sequence[str]], config: TextConfig, lower
     pretokenizer = tf_text.BertTokenizer(_lookup_of(SPECIAL_TOKENS), lower_case=False)._basic_tokenizer
     words: list[Any] = []
     for batch in batches:
-        cleaned = cleaner.clean(tf.constant(list(batch), tf.string))
-        pieces = pretokenizer.tokenize(cleaner._normalise(cleaned))
+        pieces = pretokenizer.tokenize(cleaner.readable(tf.constant(list(batch), tf.string)))
         words.append(pieces.flat_values.numpy())
     if not any(len(batch) for batch in words):
         raise ConfigError("no words to learn a vocabulary from: every training text is empty after cleaning.")
