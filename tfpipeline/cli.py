@@ -54,7 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result, text, exit_code = {"error": type(error).__name__, "message": str(error)}, "", int(error.exit_code)
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
     if options.json:
-        print(json.dumps(result, indent=2, ensure_ascii=False))
+        # A bad byte that a message quotes is a lone surrogate here, which UTF-8 cannot carry.
+        print(json.dumps(result, indent=2, ensure_ascii=False).encode("utf-8", "backslashreplace").decode("utf-8"))
     elif text:
         print(text)
     return exit_code

@@ -368,7 +368,7 @@ def _read_jsonl(stream: IO[bytes], file: str, config: DataConfig, columns: Colum
             continue
         if not seen:
             seen = True
-            for name in (columns.text, columns.text_pair, columns.label):
+            for name in columns.names():
                 if name and name not in record:
                     raise _no_column(name, list(record), file, len(record), [])
         yield line, [record.get(name) if name else None for name in names]
