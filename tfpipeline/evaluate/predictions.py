@@ -7,8 +7,6 @@ Columns: `id`, `source` (string), `label` and `predicted` (string; list of strin
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ import numpy.typing as npt
 
 from tfpipeline.errors import DataError, DependencyError
 from tfpipeline.evaluate.rows import DECISION_THRESHOLD, ExamplesLike, strings
+from tfpipeline.runs import atomic_write
 
 METADATA_KEY = b"tfpipeline"
 COLUMNS = ("id", "source", "label", "predicted", "probabilities")
@@ -75,7 +74,8 @@ def save_predictions(path: str | Path, examples: ExamplesLike, probabilities: np
             "probabilities": arrow.ListArray.from_arrays(offsets, arrow.array(given.ravel(), arrow.float32())),
         }
     ).replace_schema_metadata({METADATA_KEY: json.dumps({"labels": list(labels), "task": task}).encode()})
-    write_atomically(Path(path), lambda name: parquet.write_table(table, name, compression="zstd"))
+    with atomic_write(Path(path)) as stream:
+        parquet.write_table(table, stream, compression="zstd")
 
 
 def load_predictions(path: str | Path) -> Predictions:
@@ -112,21 +112,6 @@ def load_predictions(path: str | Path) -> Predictions:
     return Predictions(
         strings(table.column("id")), strings(table.column("source")), targets, probabilities.reshape(len(table), len(labels)), labels, task
     )
-
-
-def write_atomically(path: Path, write: Any) -> None:
-    """`write(temporary name)` in the folder of `path`, then fsync and rename: readers see the old file or the new one, never half."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    try:
-        write(temporary)
-        with Path(temporary).open("rb") as written:
-            os.fsync(written.fileno())
-        Path(temporary).chmod(0o644)  # mkstemp's 0600 would keep the file from colleagues and web servers
-        Path(temporary).replace(path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
 
 
 def _named(row: npt.NDArray[Any], labels: tuple[str, ...]) -> list[str]:

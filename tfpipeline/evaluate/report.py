@@ -14,8 +14,8 @@ from typing import Any
 
 from tfpipeline.evaluate import plots
 from tfpipeline.evaluate.page import STYLE
-from tfpipeline.evaluate.predictions import write_atomically
 from tfpipeline.evaluate.terminal import HEADLINE_ROWS, calibration_sentence, comparison_sentence, headline_rows, interval_text, number_text
+from tfpipeline.runs import atomic_write
 
 # What keeps the page under 1 MB whatever the data is; metrics.json has everything.
 MOST_MISTAKES, MOST_CLASSES, MOST_SLICE_GROUPS, MOST_CONFUSIONS, MOST_ENTRIES = 50, 200, 12, 10, 300
@@ -63,7 +63,8 @@ def write_report(
         compression=compression,
     )
     # Texts may hold half a surrogate pair, which no encoding can write.
-    write_atomically(Path(path), lambda name: Path(name).write_bytes(page.encode("utf-8", "replace")))
+    with atomic_write(Path(path)) as stream:
+        stream.write(page.encode("utf-8", "replace"))
 
 
 def render_html(
