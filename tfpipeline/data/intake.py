@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 
 from tfpipeline.config import DataConfig
-from tfpipeline.data.readers import Columns, Problem, read
+from tfpipeline.data.readers import Columns, Problem, read, undecodable
 from tfpipeline.errors import DataError
 
 BATCH = 8192
@@ -103,7 +103,7 @@ class Intake:
             length = len(value) if value.isascii() else len(value.encode("utf-8", "replace"))
             if length > self.config.max_text_bytes:
                 return Problem("text too long", f"at most {self.config.max_text_bytes:,} bytes (data.max_text_bytes)", f"{length:,} bytes")
-            if _undecodable(value):
+            if undecodable(value):
                 return Problem("undecodable bytes", "UTF-8 text", repr(value[:80]))
             normal = normalise(value)
             if not normal:
@@ -124,7 +124,7 @@ class Intake:
             if not 0.0 <= number <= _HIGHEST_WEIGHT:
                 return Problem("bad weight", f"a number >= 0 in column '{columns.weight}'", repr(weight)[:80])
         for value in (row_id, *slices):
-            if isinstance(value, str) and _undecodable(value):
+            if isinstance(value, str) and undecodable(value):
                 return Problem("undecodable bytes", "UTF-8 text", repr(value[:80]))
         digest = hashlib.blake2b("\x1f".join(checked).encode(), digest_size=16).digest()
         name = str(row_id) if columns.id and row_id not in (None, "") else digest.hex()
@@ -154,7 +154,7 @@ class Intake:
         code = self.names.get(name)
         if code is not None:
             return code
-        if _undecodable(name):
+        if undecodable(name):
             return Problem("undecodable bytes", "UTF-8 text", repr(name[:80]))
         if self.closed:
             return Problem("unknown label", f"one of {listed(self.known)}", repr(name[:80]))
@@ -183,11 +183,6 @@ class Intake:
         for number, name in enumerate(self.columns.slices):
             columns[f"slice:{name}"] = pa.array([values[number] for values in slices], pa.string())
         return pa.RecordBatch.from_pydict(columns)
-
-
-def _undecodable(text: str) -> bool:
-    """Whether bytes that are no UTF-8 (or half a surrogate pair in JSON) are in it; they cannot be written as UTF-8 either."""
-    return not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _label_name(value: Any) -> str:

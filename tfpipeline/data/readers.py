@@ -13,6 +13,7 @@ import glob
 import gzip
 import io
 import json
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ _ENDINGS = {
     ".tfrecord": "tfrecord",
     ".tfrecords": "tfrecord",
 }
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _SAMPLES = ("bank_feedback",)
 _CSV_FIELD_LIMIT = 1 << 30
 
@@ -286,6 +288,11 @@ def _records(reader: Any, lines: _Lines, config: DataConfig) -> Iterator[tuple[i
         yield start, cells
 
 
+def undecodable(text: str) -> bool:
+    """Whether bytes that are no UTF-8 (or half a surrogate pair in JSON) are in it; they cannot be written as UTF-8 either."""
+    return not text.isascii() and _SURROGATE.search(text) is not None
+
+
 def _pick(line: int, cells: Any, indices: list[int | None], width: int) -> Row:
     if isinstance(cells, Problem):
         return line, cells
@@ -293,7 +300,7 @@ def _pick(line: int, cells: Any, indices: list[int | None], width: int) -> Row:
         return line, Problem("wrong column count", f"{width} columns, as in the first row", f"{len(cells)} columns")
     values = [None if index is None else cells[index] for index in indices]
     for value in values:
-        if value is not None and not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+        if value is not None and undecodable(value):
             return line, Problem("undecodable bytes", "UTF-8 text", repr(value[:80]))
     return line, values
 
@@ -315,6 +322,13 @@ def _locate(columns: Columns, header: list[str] | None, width: int, file: str, f
         else:
             raise _no_column(name, header, file, width, first)
     return indices
+
+
+def _require(columns: Columns, present: Sequence[str], file: str) -> None:
+    """Every configured column is among the names of the first record."""
+    for name in columns.names():
+        if name and name not in present:
+            raise _no_column(name, present, file, len(present), [])
 
 
 def _no_column(name: str, header: Sequence[str] | None, file: str, width: int, first: Sequence[str]) -> DataError:
@@ -368,9 +382,7 @@ def _read_jsonl(stream: IO[bytes], file: str, config: DataConfig, columns: Colum
             continue
         if not seen:
             seen = True
-            for name in columns.names():
-                if name and name not in record:
-                    raise _no_column(name, list(record), file, len(record), [])
+            _require(columns, list(record), file)
         yield line, [record.get(name) if name else None for name in names]
 
 
@@ -437,9 +449,7 @@ def _read_tfrecord(file: str, columns: Columns) -> Iterator[Row]:
                 continue
             features = example.features.feature
             if line == 1:
-                for name in (columns.text, columns.text_pair, columns.label):
-                    if name and name not in features:
-                        raise _no_column(name, sorted(features), file, len(features), [])
+                _require(columns, sorted(features), file)
             try:
                 yield line, [_feature(features[name]) if name and name in features else None for name in names]
             except UnicodeDecodeError:
@@ -480,9 +490,7 @@ def _read_tfds(name: str, columns: Columns) -> Iterator[Row]:
 
 
 def _named(record: dict[str, Any], columns: Columns, name: str, classes: list[str] | None) -> list[Any]:
-    for column in (columns.text, columns.text_pair, columns.label):
-        if column and column not in record:
-            raise _no_column(column, list(record), name, len(record), [])
+    _require(columns, list(record), name)
     values = [record.get(column) if column else None for column in columns.names()]
     if classes and isinstance(values[2], int) and 0 <= values[2] < len(classes):
         values[2] = classes[values[2]]
