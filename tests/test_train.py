@@ -28,6 +28,7 @@ def test_a_run_holds_everything_that_explains_it(tiny_run: runs.Run) -> None:
     info = tiny_run.info
     assert info["status"] == "finished"
     assert info["versions"]["tensorflow"] == tf.__version__
+    assert info["runtime"]["cpus"] >= 1
     assert not list(tiny_run.path.rglob(".incoming-*"))
     assert (tiny_run.path.parent / "latest").resolve() == tiny_run.path.resolve()
 

@@ -39,16 +39,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         result, text = options.run(options)
         exit_code = 0
-    except PipelineError as error:
-        result, text, exit_code = {"error": type(error).__name__, "message": str(error)}, "", error.exit_code
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
     except KeyboardInterrupt as error:
         result, text, exit_code = {"error": "Interrupted", "message": str(error)}, "", 130
         print(f"\nInterrupted: {error}" if str(error) else "\nInterrupted.", file=sys.stderr)
     except BrokenPipeError:
         return 0
     except Exception as error:
-        # `serving` has its own tree, which this module may not import before a command needs it.
+        # Both trees of errors, ours and that of `serving`, say what to exit with; anything else is a fault.
         if not hasattr(error, "exit_code"):
             raise
         result, text, exit_code = {"error": type(error).__name__, "message": str(error)}, "", int(error.exit_code)
@@ -125,8 +122,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _load_config(options: argparse.Namespace) -> Config:
     overrides = list(options.set)
-    paths = list(getattr(options, "data", []) or []) if isinstance(getattr(options, "data", None), list) else []
-    paths += list(getattr(options, "path", []))
+    paths = [*getattr(options, "data", ()), *getattr(options, "path", ())]
     if paths:
         overrides.insert(0, f"data.path={json.dumps(paths)}")
     preset = options.preset if options.preset or options.config or paths or overrides else config.DEFAULT_PRESET
@@ -149,22 +145,11 @@ def _data(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         from tfpipeline import text, trained
 
         found = backbone.find(loaded.model.backbone)
-        vocabulary = (
-            text.read_vocabulary(Path(loaded.text.vocabulary) if loaded.text.vocabulary else found.vocabulary) if found.vocabulary else None
-        )
+        vocabulary = text.known_vocabulary(loaded.text, found)
         if vocabulary is None:
             note = "Token lengths: not counted, because the vocabulary of a scratch backbone is learned while training."
         else:
-            lower_case = found.lower_case if loaded.text.lower_case == "auto" else loaded.text.lower_case == "yes"
-            preprocessor = text.Preprocessor(vocabulary, loaded.text, lower_case)
-            splits = {"train": corpus.train, "validation": corpus.validation, "test": corpus.test}
-            counted = {name: trained.count_tokens(preprocessor, examples) for name, examples in splits.items()}
-            data.add_token_statistics(
-                corpus.report,
-                {name: tokens for name, (tokens, _) in counted.items()},
-                {name: unknown for name, (_, unknown) in counted.items()},
-                loaded.text.max_length,
-            )
+            trained.count_corpus(text.Preprocessor(vocabulary, loaded.text, text.lower_cases(loaded.text, found)), corpus)
     except PipelineError as error:  # a data report does not need a backbone
         note = f"Token lengths: not counted: {error}"
     return corpus.report, data.render(corpus.report) + (f"\n\n{note}" if note else "")
@@ -230,26 +215,17 @@ def _evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         parts = list(data.read_examples(options.data, loaded.data, opened.labels, need_labels=True))
         if not parts:
             raise ConfigError(f"{', '.join(options.data)}: no usable row.")
-        import numpy as np
-        import pyarrow as pa
-
-        examples = data.Examples(
-            pa.concat_tables([part.table for part in parts]),
-            np.concatenate([part.labels for part in parts]),
-            np.concatenate([part.weights for part in parts]),
-            opened.labels,
-        )
+        examples = data.Examples.concatenate(parts)
         metrics = judge.judge_files(
             opened.predict, examples, labels=opened.labels, task=opened.task, config=loaded.evaluate, seed=loaded.runtime.seed
         )
         return {"metrics": metrics}, evaluate.render(metrics)
     from tfpipeline import runs
-    from tfpipeline.errors import GateError
 
     run = runs.find(options.model, options.runs)
     corpus = data.open_prepared(run.path / "data")
     with run.writing():
-        result = judge.judge(opened, run, corpus, split=options.split, best_epoch=run.info.get("best_epoch"))
+        result = judge.judge(opened, run, corpus, split=options.split)
     text = evaluate.render(result["metrics"], result["baseline"], result["comparison"])
     if options.against:
         result["against"] = judge.compare_runs(run, runs.find(options.against, options.runs), options.split)
@@ -258,8 +234,7 @@ def _evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
             f"\n\nAgainst {result['against']['names'][1]} on the same {result['against']['n']} rows: accuracy {100 * found['value']:+.2f} points "
             f"[{100 * found['low']:+.2f}, {100 * found['high']:+.2f}], McNemar p = {result['against']['mcnemar_p']:.3g}: {result['against']['verdict']}"
         )
-    if result["gate"]["passed"] is False:
-        raise GateError("; ".join(result["gate"]["reasons"]))
+    judge.hold_gate(result)
     return result, text + f"\n\nReport: {run.path / 'evaluation' / 'report.html'}"
 
 

@@ -26,7 +26,7 @@ import numpy.typing as npt
 import tensorflow as tf
 import tensorflow_text  # noqa: F401  registers the ops a loaded model needs
 
-from serving.registry import Published, Registry, open_published
+from serving.registry import Published, Registry, open_published, sha256_of
 from tfpipeline import batches
 from tfpipeline.config import Config, load_dict
 from tfpipeline.data import open_prepared
@@ -184,6 +184,7 @@ def export(run: Run, *, root: Path | None = None, name: str = "") -> Published:
         raise RunError(
             f"{run.path}: is not evaluated yet (status: {run.info.get('status')}). Finish it: tfpipeline train --resume {run.path}"
         )
+    metrics = read_json(run.path / "metrics.json")
     trained = load(run)
     corpus = open_prepared(run.path / "data")
     texts, pairs = _sample(corpus, config.export.parity_texts)
@@ -210,15 +211,15 @@ def export(run: Run, *, root: Path | None = None, name: str = "") -> Published:
                 "config": config.to_dict(),
                 "config_digest": config.digest(),
                 "data_fingerprint": corpus.fingerprint,
-                "vocabulary_sha256": _sha256_of_asset(staged.folder),
+                "vocabulary_sha256": sha256_of(staged.folder / "assets" / "vocab.txt"),
                 "backbone": {"name": trained.backbone.name, "sha256": trained.backbone.sha256},
-                "metrics": _headline(read_json(run.path / "metrics.json")),
-                "gate": read_json(run.path / "metrics.json")["gate"],
+                "metrics": _headline(metrics),
+                "gate": metrics["gate"],
                 "parity": parity,
                 "ops": ops,
                 "warmup_records": records,
                 "golden_probes": probes,
-                "reference": read_json(run.path / "metrics.json")["reference"],
+                "reference": metrics["reference"],
             }
         )
 
@@ -297,7 +298,7 @@ def write_warmup(folder: Path, trained: Trained, name: str, texts: list[str], pa
     records = []
     word = next((piece for piece in trained.preprocessor.vocabulary if piece.isalpha() and piece.isascii()), "a")
     for length in trained.preprocessor.lengths:
-        # Twice as many words as fit: the longest bucket is reached by cutting, the others by the number of pieces.
+        # As many one-piece words as just reach this bucket.
         long = [" ".join([word] * (length - 2))] if not trained.has_pairs else [" ".join([word] * max(1, length // 2 - 2))]
         log = prediction_log_pb2.PredictionLog()
         request = log.predict_log.request
@@ -408,12 +409,6 @@ def _describe(signature: Any) -> dict[str, Any]:
         "inputs": {key: shape(spec) for key, spec in signature.structured_input_signature[1].items()},
         "outputs": {key: shape(spec) for key, spec in signature.structured_outputs.items()},
     }
-
-
-def _sha256_of_asset(folder: Path) -> str:
-    from tfpipeline.backbone import sha256_of
-
-    return sha256_of(folder / "assets" / "vocab.txt")
 
 
 def answers(labels: tuple[str, ...], task: str, separator: str, probabilities: Probabilities) -> Iterator[dict[str, Any]]:

@@ -6,19 +6,19 @@ The mathematics is `tfpipeline.evaluate`'s; this room only knows where things li
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tfpipeline import evaluate
+from tfpipeline.config import EvaluateConfig
 from tfpipeline.data import Corpus, Examples
-from tfpipeline.errors import RunError
+from tfpipeline.errors import GateError, RunError
 from tfpipeline.runs import Run, find, write_json
 from tfpipeline.trained import Trained, count_tokens
 
 
-def judge(trained: Trained, run: Run, corpus: Corpus, *, split: str = "test", best_epoch: int | None = None) -> dict[str, Any]:
+def judge(trained: Trained, run: Run, corpus: Corpus, *, split: str = "test") -> dict[str, Any]:
     """Evaluates on one split of the run's own corpus and writes `metrics.json`, predictions and `evaluation/report.html`."""
     config = trained.config
     examples = corpus.split(split)
@@ -47,9 +47,12 @@ def judge(trained: Trained, run: Run, corpus: Corpus, *, split: str = "test", be
             names=("BERT", "TF-IDF"),
         )
     gate = _gate(trained, run, examples, probabilities, metrics, split)
+    # Of an epoch or step that a resumed run did again, the last line counts.
+    epochs = list({event["epoch"]: event for event in run.events("epoch")}.values())
+    steps = list({event["step"]: event for event in run.events("step")}.values())
     result = {
         "split": split,
-        "best_epoch": best_epoch if best_epoch is not None else run.info.get("best_epoch"),
+        "best_epoch": max((event["epoch"] for event in epochs if event["best"]), default=None),
         "metrics": metrics,
         "validation": evaluate.evaluate(corpus.validation, validation, temperature=temperature, **shared),
         "baseline": baseline,
@@ -64,7 +67,7 @@ def judge(trained: Trained, run: Run, corpus: Corpus, *, split: str = "test", be
         metrics=metrics,
         baseline=baseline,
         comparison=comparison,
-        history={"epochs": list(run.events("epoch")), "steps": list(run.events("step"))},
+        history={"epochs": epochs, "steps": steps},
         config_dict=config.to_dict(),
         data_report=corpus.report,
     )
@@ -84,17 +87,16 @@ def compare_runs(first: Run, second: Run, split: str = "test") -> dict[str, Any]
         RunError: one of them was not evaluated on it.
         DataError: their rows differ.
     """
-    loaded = []
-    for run in (first, second):
-        path = run.path / "evaluation" / f"{split}.parquet"
-        if not path.is_file():
-            raise RunError(f"{run.path}: has no predictions of split {split!r}. Make them: tfpipeline evaluate {run.path} --split {split}")
-        loaded.append(evaluate.load_predictions(path))
-    a, b = loaded
-    names = (first.path.name, second.path.name)
-    _refuse_other_labels(a.labels, b, names)
-    order = evaluate.align(a.ids, b.ids, names)
-    return evaluate.compare(a.probabilities, b.probabilities[order], a.targets, a.task, config=first.config.evaluate, names=names)
+    mine = _predictions(first, split)
+    return _against(
+        second, split, mine.ids, mine.probabilities, mine.targets, mine.labels, mine.task, first.config.evaluate, first.path.name
+    )
+
+
+def hold_gate(result: dict[str, Any]) -> None:
+    """Raises GateError when the gate in a result of `judge` says no."""
+    if result["gate"]["passed"] is False:
+        raise GateError("; ".join(result["gate"]["reasons"]))
 
 
 def _gate(trained: Trained, run: Run, examples: Examples, probabilities: Any, metrics: dict[str, Any], split: str) -> dict[str, Any]:
@@ -110,22 +112,8 @@ def _gate(trained: Trained, run: Run, examples: Examples, probabilities: Any, me
             reasons.append(f"accuracy {value:.4f} on {split} is below evaluate.min_accuracy = {least:g}")
     if config.train.baseline_run:
         other = find(config.train.baseline_run, run.path.parent)
-        path = other.path / "evaluation" / f"{split}.parquet"
-        if not Path(path).is_file():
-            raise RunError(
-                f"{other.path}: has no predictions of split {split!r}. Make them: tfpipeline evaluate {other.path} --split {split}"
-            )
-        theirs = evaluate.load_predictions(path)
-        _refuse_other_labels(trained.labels, theirs, ("this run", other.path.name))
-        order = evaluate.align(examples.ids.to_pylist(), theirs.ids, ("this run", other.path.name))
-        found = evaluate.compare(
-            probabilities,
-            theirs.probabilities[order],
-            examples.labels,
-            trained.task,
-            config=config.evaluate,
-            names=("this run", other.path.name),
-        )
+        ids, name = examples.ids.to_pylist(), "this run"
+        found = _against(other, split, ids, probabilities, examples.labels, trained.labels, trained.task, config.evaluate, name)
         checks["baseline_run"] = found
         if found["verdict"] == "worse":
             difference = found["accuracy_difference"]
@@ -136,11 +124,33 @@ def _gate(trained: Trained, run: Run, examples: Examples, probabilities: Any, me
     return {"passed": (not reasons) if checks else None, "reasons": reasons, "checks": checks}
 
 
-def _refuse_other_labels(labels: tuple[str, ...], other: evaluate.Predictions, names: tuple[str, str]) -> None:
-    if tuple(labels) != tuple(other.labels):
+def _predictions(run: Run, split: str) -> evaluate.Predictions:
+    path = run.path / "evaluation" / f"{split}.parquet"
+    if not path.is_file():
+        raise RunError(f"{run.path}: has no predictions of split {split!r}. Make them: tfpipeline evaluate {run.path} --split {split}")
+    return evaluate.load_predictions(path)
+
+
+def _against(
+    other: Run,
+    split: str,
+    ids: list[str],
+    probabilities: Any,
+    targets: Any,
+    labels: tuple[str, ...],
+    task: str,
+    config: EvaluateConfig,
+    name: str,
+) -> dict[str, Any]:
+    """The paired test of these predictions, called `name`, against those of another run."""
+    theirs = _predictions(other, split)
+    names = (name, other.path.name)
+    if tuple(labels) != tuple(theirs.labels):
         raise RunError(
-            f"{names[0]} and {names[1]} cannot be compared: their labels are {list(labels)} and {list(other.labels)}. Give both the same data.labels."
+            f"{names[0]} and {names[1]} cannot be compared: their labels are {list(labels)} and {list(theirs.labels)}. Give both the same data.labels."
         )
+    order = evaluate.align(ids, theirs.ids, names)
+    return evaluate.compare(probabilities, theirs.probabilities[order], targets, task, config=config, names=names)
 
 
 def _reference(probabilities: Any, lengths: Any, unknown: Any, labels: tuple[str, ...]) -> dict[str, Any]:

@@ -119,7 +119,4 @@ def describe() -> dict[str, Any]:
         "devices": [device.name for device in tf.config.list_logical_devices()],
         "cpus": os.cpu_count(),
         "threads": tf.config.threading.get_intra_op_parallelism_threads(),
-        "deterministic": tf.config.experimental.is_op_determinism_enabled()
-        if hasattr(tf.config.experimental, "is_op_determinism_enabled")
-        else None,
     }

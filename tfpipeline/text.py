@@ -24,6 +24,7 @@ from typing import Any
 import tensorflow as tf
 import tensorflow_text as tf_text
 
+from tfpipeline.backbone import Backbone
 from tfpipeline.config import TextConfig
 from tfpipeline.errors import BackboneError, ConfigError
 
@@ -232,6 +233,17 @@ class Preprocessor(tf.Module):
 def bucket_lengths(config: TextConfig) -> tuple[int, ...]:
     """The padded lengths that occur, ascending, `max_length` last."""
     return (*sorted({length for length in config.length_buckets if length < config.max_length}), config.max_length)
+
+
+def lower_cases(config: TextConfig, backbone: Backbone) -> bool:
+    """`text.lower_case`, with `auto` resolved to what the backbone was trained with."""
+    return backbone.lower_case if config.lower_case == "auto" else config.lower_case == "yes"
+
+
+def known_vocabulary(config: TextConfig, backbone: Backbone) -> list[str] | None:
+    """The configured vocabulary, else the backbone's; None: it is to be learned from the training texts."""
+    path = Path(config.vocabulary) if config.vocabulary else backbone.vocabulary
+    return None if path is None else read_vocabulary(path)
 
 
 def read_vocabulary(path: Path) -> list[str]:

@@ -8,7 +8,7 @@ Who owns what:
 | state of a run | owner | how it survives `kill -9` |
 |---|---|---|
 | weights, optimizer slots, step count, seed of the dropout masks | TensorFlow variables | one checkpoint, renamed into place whole |
-| epoch and batch in it, best value, history | `Progressed` below | `state.json` inside that same checkpoint |
+| epoch and batch in it, best value | `Progressed` below | `state.json` inside that same checkpoint |
 | order of the rows | nobody: a function of seed and epoch | recomputed |
 | splits, label order, vocabulary | `data/` in the run | written once, before the first step |
 """
@@ -25,7 +25,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ import numpy as np
 from tfpipeline import backbone as backbones
 from tfpipeline import batches, data, runs, runtime
 from tfpipeline.config import Config
-from tfpipeline.errors import GateError, PipelineError, RunError, TrainingError
+from tfpipeline.errors import PipelineError, RunError, TrainingError
 from tfpipeline.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -72,7 +72,6 @@ class Progressed:
     best_value: float | None = None
     best_epoch: int = 0
     stale_epochs: int = 0
-    history: list[dict[str, Any]] = field(default_factory=list)
 
 
 def train(config: Config, *, root: Path = Path("runs"), resume: runs.Run | None = None) -> TrainResult:
@@ -94,9 +93,10 @@ def train(config: Config, *, root: Path = Path("runs"), resume: runs.Run | None 
     session = None
     try:
         with run.writing():
+            run.update(runtime=runtime.describe())
             session = _Session(run, config, strategy)
             result = session.fit()
-            metrics = finish(run, session.corpus, result.best_epoch)
+            metrics = finish(run, session.corpus)
     except PipelineError:
         if session is None and resume is None:
             runs.discard(run)  # a bad file, column or backbone: nothing was trained, so nothing stays
@@ -121,13 +121,14 @@ class _Session:
         prepared = run.path / "data"
         self.corpus = data.open_prepared(prepared) if (prepared / "report.json").is_file() else data.prepare(config.data, prepared)
         backbone = backbones.find(config.model.backbone)
-        lower_case = backbone.lower_case if config.text.lower_case == "auto" else config.text.lower_case == "yes"
+        lower_case = text.lower_cases(config.text, backbone)
         vocabulary = self._vocabulary(backbone, lower_case)
         preprocessor = text.Preprocessor(vocabulary, config.text, lower_case)
-        self.lengths = self._count(preprocessor)
+        counted = trained.count_corpus(preprocessor, self.corpus)
+        runs.write_json(prepared / "report.json", self.corpus.report)
+        self.lengths = {name: np.minimum(tokens, config.text.max_length) for name, tokens in counted.items()}
         labels = self.corpus.labels
-        batch = config.train.batch_size
-        self.steps_per_epoch = math.ceil(len(self.corpus.train) / batch)
+        steps_per_epoch = math.ceil(len(self.corpus.train) / config.train.batch_size)
         with strategy.scope():
             model = build(
                 backbone, config.model, vocabulary_size=len(vocabulary), labels=labels, task=config.data.task, seed=config.runtime.seed
@@ -139,7 +140,7 @@ class _Session:
             )
             optimizer = make_optimizer(
                 config.train,
-                self.steps_per_epoch * config.train.epochs,
+                steps_per_epoch * config.train.epochs,
                 model.rate_multipliers(config.train.layer_decay),
                 ema_decay=config.model.ema_decay,
             )
@@ -207,7 +208,6 @@ class _Session:
             self._save_best()
         else:
             at.stale_epochs += 1
-        at.history.append(row)
         self.run.event("epoch", **row, best=better)
         self._summaries({key: value for key, value in row.items() if isinstance(value, float)}, at.epoch + 1, "epoch")
         at.epoch, at.batch = at.epoch + 1, 0
@@ -238,34 +238,19 @@ class _Session:
     # ---- what the run needs before its first step ----
 
     def _vocabulary(self, backbone: backbones.Backbone, lower_case: bool) -> list[str]:
+        """The word pieces, kept in the run from its first session on."""
         from tfpipeline import text
 
         path = self.run.path / "data" / "vocab.txt"
         if path.is_file():
             return text.read_vocabulary(path)
-        if self.config.text.vocabulary:
-            vocabulary = text.read_vocabulary(Path(self.config.text.vocabulary))
-        elif backbone.vocabulary is not None:
-            vocabulary = text.read_vocabulary(backbone.vocabulary)
-        else:
+        vocabulary = text.known_vocabulary(self.config.text, backbone)
+        if vocabulary is None:
             logger.info("learning a vocabulary of about %d word pieces", self.config.text.vocabulary_size)
             vocabulary = text.learn_vocabulary(_text_batches(self.corpus.train), self.config.text, lower_case)
         with runs.atomic_write(path) as stream:
             stream.write(("\n".join(vocabulary) + "\n").encode())
         return vocabulary
-
-    def _count(self, preprocessor: Any) -> dict[str, Any]:
-        """Token counts of each split, which order the batches; also completes the data report."""
-        from tfpipeline.trained import count_tokens
-
-        splits = {"train": self.corpus.train, "validation": self.corpus.validation, "test": self.corpus.test}
-        counted = {name: count_tokens(preprocessor, examples) for name, examples in splits.items()}
-        lengths = {name: tokens for name, (tokens, _) in counted.items()}
-        data.add_token_statistics(
-            self.corpus.report, lengths, {name: unknown for name, (_, unknown) in counted.items()}, self.config.text.max_length
-        )
-        runs.write_json(self.run.path / "data" / "report.json", self.corpus.report)
-        return {name: np.minimum(tokens, self.config.text.max_length) for name, tokens in lengths.items()}
 
     # ---- checkpoints ----
 
@@ -373,20 +358,17 @@ def _non_finite(loss: float, step: int, session: _Session, rows: batches.Rows) -
     )
 
 
-def finish(run: runs.Run, corpus: Any, best_epoch: int) -> dict[str, Any]:
+def finish(run: runs.Run, corpus: Any) -> dict[str, Any]:
     """Evaluates the best model on the test split, writes `metrics.json`, predictions and the report, and holds the gates.
 
     Raises:
         GateError: accuracy below `evaluate.min_accuracy`, or worse than `train.baseline_run` on the same rows.
     """
-    from tfpipeline import trained
-    from tfpipeline.judge import judge
+    from tfpipeline import judge, trained
 
-    model = trained.load(run)
-    verdict = judge(model, run, corpus, best_epoch=best_epoch)
-    if verdict["gate"]["passed"] is False:
-        raise GateError("; ".join(verdict["gate"]["reasons"]))
-    return verdict
+    result = judge.judge(trained.load(run), run, corpus)
+    judge.hold_gate(result)
+    return result
 
 
 def _text_batches(examples: Any) -> Iterator[list[str]]:

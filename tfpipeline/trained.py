@@ -7,6 +7,7 @@ In: a run directory with a best checkpoint. Out: a `Trained` whose `predict(text
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ import tensorflow as tf
 from tfpipeline import batches, text
 from tfpipeline.backbone import Backbone
 from tfpipeline.config import Config
+from tfpipeline.data import Corpus, add_token_statistics
 from tfpipeline.errors import RunError
 from tfpipeline.model import Classifier, build
 from tfpipeline.progress import Progress
@@ -69,7 +71,7 @@ class Trained:
         result = np.zeros((len(texts), len(self.labels)), np.float32)
         rows = batches.dataset(plan, fetch, self.preprocessor, has_pairs=pairs is not None)
         forward = self._forward()
-        with Progress("predicting", len(texts), "texts") if progress else _nothing() as bar:
+        with Progress("predicting", len(texts), "texts") if progress else contextlib.nullcontext() as bar:
             for numbers, tokens in zip(plan, rows, strict=True):
                 result[numbers] = forward(tokens).numpy()
                 if bar is not None:
@@ -89,14 +91,6 @@ class Trained:
             )
         function: Callable[[dict[str, tf.Tensor]], tf.Tensor] = self._forward_function
         return function
-
-
-class _nothing:  # noqa: N801
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, *_: object) -> None:
-        return None
 
 
 def token_spec() -> dict[str, tf.TensorSpec]:
@@ -123,6 +117,15 @@ def count_tokens(preprocessor: text.Preprocessor, examples: Any) -> tuple[npt.ND
         counted = count(*columns)
         tokens[numbers], unknown[numbers] = counted[0].numpy(), counted[1].numpy()
     return tokens, unknown
+
+
+def count_corpus(preprocessor: text.Preprocessor, corpus: Corpus) -> dict[str, npt.NDArray[np.int32]]:
+    """True token counts of each split, int32 `[rows]`; the corpus' report gets what they say."""
+    counted = {name: count_tokens(preprocessor, examples) for name, examples in corpus.splits.items()}
+    lengths = {name: tokens for name, (tokens, _) in counted.items()}
+    unknown = {name: pieces for name, (_, pieces) in counted.items()}
+    add_token_statistics(corpus.report, lengths, unknown, preprocessor.config.max_length)
+    return lengths
 
 
 def save(folder: Path, trained: Trained) -> None:

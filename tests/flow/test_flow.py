@@ -27,6 +27,7 @@ def test_raw_text_becomes_an_answering_model(tmp_path: Path) -> None:
 
     again = json.loads(_tfpipeline("evaluate", "latest", "--json", cwd=tmp_path))
     assert again["metrics"]["accuracy"] == trained["metrics"]["accuracy"]
+    assert again["best_epoch"] == trained["best_epoch"]
 
     exported = json.loads(_tfpipeline("export", "latest", "--json", cwd=tmp_path))
     assert (tmp_path / exported["model"] / "saved_model.pb").is_file()

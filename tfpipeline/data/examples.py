@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +40,16 @@ class Examples:
     labels: npt.NDArray[Any]
     weights: npt.NDArray[np.float32]
     names: tuple[str, ...]
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Examples]) -> Examples:
+        """The rows of all parts (at least one), in order."""
+        return cls(
+            pa.concat_tables([part.table for part in parts]),
+            np.concatenate([part.labels for part in parts]),
+            np.concatenate([part.weights for part in parts]),
+            parts[0].names,
+        )
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -127,7 +138,11 @@ class Corpus:
 
     def split(self, name: str) -> Examples:
         """By name; raises DataError for a name that is none."""
-        splits = {"train": self.train, "validation": self.validation, "test": self.test}
-        if name not in splits:
-            raise DataError(f"split {name!r}: expected one of {', '.join(splits)}.")
-        return splits[name]
+        if name not in self.splits:
+            raise DataError(f"split {name!r}: expected one of {', '.join(self.splits)}.")
+        return self.splits[name]
+
+    @property
+    def splits(self) -> dict[str, Examples]:
+        """All three by name."""
+        return {"train": self.train, "validation": self.validation, "test": self.test}
