@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.test_data_prepare import labelled, settings, texts, twins, write
+from tests.corpus_files import labelled, settings, texts, twins, write
 from tfpipeline.data import add_token_statistics, prepare, render
 from tfpipeline.data.report import describe_split
 
