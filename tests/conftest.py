@@ -13,8 +13,10 @@ import tfpipeline  # noqa: F401  first: decides which Keras TensorFlow is
 from tfpipeline import config, runtime
 
 runtime.quiet()
-# A busy machine is slow, not wrong.
-hypothesis.settings.register_profile("patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+# A busy machine is slow, not wrong. The same examples at every run: a change is judged by what it changes. TFPIPELINE_EXPLORE=1 looks for new ones.
+hypothesis.settings.register_profile(
+    "patient", deadline=None, derandomize=not os.environ.get("TFPIPELINE_EXPLORE"), suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("patient")
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test downloads
 

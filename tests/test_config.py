@@ -43,11 +43,38 @@ def test_later_layers_win(tmp_path: Path) -> None:
         ("data.test_fraction=0.95", "`data.validation_fraction` + `data.test_fraction` must leave something to train on: their sum is 1 or more."),
         ("data.class_weights=given", '`data.class_weights = "given"` needs `data.class_weight_values`, one number per label.'),
         ("data.labels=[\"a\",\"a\"]", "`data.labels` names a label twice: ['a', 'a']."),
+        ("compress.sparsity=1", "--set: `compress.sparsity` takes number >= 0 and < 1, received 1.0."),
+        ("compress.sparsity=-0.1", "--set: `compress.sparsity` takes number >= 0 and < 1, received -0.1."),
+        ("compress.sparsity_pattern=4:2", "--set: `compress.sparsity_pattern` takes one of any, 2:4, received '4:2'."),
+        ("compress.sparsity_layers=attention,pooler", "--set: `compress.sparsity_layers` takes one of attention, feed_forward, received 'pooler'."),
+        ("compress.distill_temperature=0", "--set: `compress.distill_temperature` takes number > 0 and <= 100, received 0.0."),
+        ("compress.distill_weight=1.5", "--set: `compress.distill_weight` takes number >= 0 and <= 1, received 1.5."),
+        ("compress.sparsity_pattern=2:4", '`compress.sparsity_pattern = "2:4"` is two zeros in four: `compress.sparsity` must be 0.5, received 0.'),
+        ("compress.distill_from=latest", "`compress.distill_from` names a teacher that nothing listens to. Set `compress.distill_weight`, for example 0.5."),
+        ("compress.unlabelled=more.csv", "`compress.unlabelled` needs a teacher to label those texts. Set `compress.distill_weight`, for example 0.5."),
         ("name=../x", "`name` '../x' must be letters, digits, _ and -, starting with a letter or digit, at most 64 long: it becomes a folder name."),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_clear_sentence(override: str, message: str) -> None:
     assert _problem(override).splitlines()[0] == message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("compress.sparsity=0.5", "compress.sparsity_begin=0.7"), "`compress.sparsity_begin` must be before `compress.sparsity_end`, received 0.7 and 0.6: no step would be left in which the sparsity grows."),
+        (("compress.sparsity=0.5", "compress.sparsity_layers="), "`compress.sparsity_layers` is empty, so `compress.sparsity` has nothing to prune. Name attention, feed_forward, or both."),
+        (("compress.sparsity=0.5", "compress.quantize_aware=true"), "`compress.quantize_aware` and `compress.sparsity` in one training: prune first, then train with quantization from the pruned model, which keeps its zeros (`compress.keep_sparsity`)."),
+        (("compress.quantize_aware=true", "runtime.precision=bfloat16"), "`compress.quantize_aware` needs `runtime.precision = \"float32\"`, received 'bfloat16': rounding to 8 bits is defined on it."),
+    ],
+)  # fmt: skip
+def test_compressions_that_contradict_each_other(overrides: tuple[str, ...], message: str) -> None:
+    assert _problem(*overrides) == message
+
+
+def test_nothing_is_compressed_unless_it_is_asked_for() -> None:
+    compress = config.load().compress
+    assert (compress.sparsity, compress.quantize_aware, compress.distill_weight, compress.distill_hidden_weight) == (0.0, False, 0.0, 0.0)
 
 
 def test_all_problems_come_at_once() -> None:

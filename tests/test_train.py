@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -167,9 +168,9 @@ def _long(tiny_csv: Path) -> list[str]:
     return [part for override in overrides for part in ("--set", override)]
 
 
-def _wait_for_checkpoint(process: subprocess.Popen[str], root: Path) -> None:
-    """Until a checkpoint in the middle of an epoch lies there."""
-    deadline = time.monotonic() + 120
+def wait_for_checkpoint(processes: Sequence[subprocess.Popen[str]], root: Path, told: Callable[[], str], timeout_s: float = 120) -> None:
+    """Until a checkpoint in the middle of an epoch lies there; fails with what `told` says when a process ends before."""
+    deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         for state in root.glob("2*/checkpoints/step-*/state.json"):
             try:
@@ -177,10 +178,10 @@ def _wait_for_checkpoint(process: subprocess.Popen[str], root: Path) -> None:
                     return
             except (OSError, ValueError):
                 continue
-        if process.poll() is not None:
-            raise AssertionError(process.stdout.read() if process.stdout else "ended")
+        if any(process.poll() is not None for process in processes):
+            raise AssertionError(told())
         time.sleep(0.005)
-    raise AssertionError("no checkpoint within two minutes")
+    raise AssertionError(f"no checkpoint within {timeout_s:g} s")
 
 
 def _weights(root: Path) -> dict[str, np.ndarray]:
@@ -193,12 +194,20 @@ def _weights(root: Path) -> dict[str, np.ndarray]:
     }
 
 
+def _same_bits(first: Path, second: Path) -> None:
+    mine, theirs = _weights(first), _weights(second)
+    assert mine.keys() == theirs.keys()
+    assert len(mine) > 50
+    for name, value in mine.items():
+        np.testing.assert_array_equal(value, theirs[name], err_msg=name)
+
+
 def test_a_killed_run_resumes_to_the_same_bits(tiny_csv: Path, tmp_path: Path) -> None:
     """`kill -9` in the middle of an epoch, then --resume: weights, optimizer, step and random state equal those of a run never killed."""
     undisturbed = subprocess.run(_command(_long(tiny_csv), tmp_path / "a"), capture_output=True, text=True, timeout=300)
     assert undisturbed.returncode == 0, undisturbed.stderr
     process = _start(_long(tiny_csv), tmp_path / "b")
-    _wait_for_checkpoint(process, tmp_path / "b")
+    wait_for_checkpoint([process], tmp_path / "b", lambda: process.stdout.read() if process.stdout else "ended")
     process.kill()
     process.communicate()
     run = runs.find("latest", tmp_path / "b")
@@ -206,16 +215,52 @@ def test_a_killed_run_resumes_to_the_same_bits(tiny_csv: Path, tmp_path: Path) -
     resumed = subprocess.run(_command(["--resume", "latest"], tmp_path / "b"), capture_output=True, text=True, timeout=300)
     assert resumed.returncode == 0, resumed.stderr
     assert [event["epoch"] for event in run.events("resumed")]
-    first, second = _weights(tmp_path / "a"), _weights(tmp_path / "b")
-    assert first.keys() == second.keys()
-    assert len(first) > 50
-    for name, value in first.items():
-        np.testing.assert_array_equal(value, second[name], err_msg=name)
+    _same_bits(tmp_path / "a", tmp_path / "b")
+
+
+FROM_A_MODEL = """
+import os, sys
+from pathlib import Path
+from tfpipeline import config, runs, runtime, train, trained
+runtime.quiet()
+parent, root, last = runs.Run(Path(sys.argv[1])), Path(sys.argv[2]), int(sys.argv[3])
+save = train._Session.save
+def save_and_die(self):
+    save(self)
+    if last and int(self.trained.model.optimizer.iterations) >= last:
+        os._exit(9)
+train._Session.save = save_and_die
+train.train(config.load_dict(parent.config.to_dict(), "test", sys.argv[4:]), root=root, start=trained.load(parent))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["compress.sparsity=0.6", "compress.sparsity_end=0.8", "compress.distill_weight=0.5", "compress.distill_hidden_weight=0.1"],
+        ["compress.quantize_aware=true", "compress.distill_weight=0.9", "model.ema_decay=0.9"],
+    ],
+    ids=["pruning", "quantization"],
+)
+def test_a_compression_killed_in_its_middle_resumes_to_the_same_bits(tiny_run: runs.Run, tmp_path: Path, settings: list[str]) -> None:
+    """Masks, ranges, start and teacher are those of a run never killed."""
+    settings = [*settings, "train.epochs=3", "train.checkpoint_steps=4", "runtime.deterministic=true", "evaluate.tfidf_baseline=false"]
+    for name, last, code in (("a", "0", 0), ("b", "12", 9)):
+        command = [sys.executable, "-c", FROM_A_MODEL, str(tiny_run.path), str(tmp_path / name), last, *settings]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert done.returncode == code, done.stderr
+    run = runs.find("latest", tmp_path / "b")
+    assert (run.path / "checkpoints" / "start" / "model.json").is_file()
+    resumed = subprocess.run(_command(["--resume", "latest"], tmp_path / "b"), capture_output=True, text=True, timeout=300)
+    assert resumed.returncode == 0, resumed.stderr
+    assert [event["batch"] for event in run.events("resumed")] == [12 % 9]
+    _same_bits(tmp_path / "a", tmp_path / "b")
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(tiny_csv: Path, tmp_path: Path) -> None:
     process = _start(_long(tiny_csv), tmp_path)
-    _wait_for_checkpoint(process, tmp_path)
+    wait_for_checkpoint([process], tmp_path, lambda: process.stdout.read() if process.stdout else "ended")
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=120)
     run = runs.find("latest", tmp_path)
@@ -251,3 +296,100 @@ def test_a_run_without_a_model_says_how_to_get_one(tiny_config: config.Config, t
         RunError, match=rf"^{run.path}: has no trained model yet \(status: created\). Finish it: tfpipeline train --resume {run.path}$"
     ):
         load(run)
+
+
+# ---- training from a model ----
+
+
+def _finetuned(run: runs.Run, root: Path, *overrides: str, start: object = None) -> runs.Run:
+    from tfpipeline import trained
+
+    loaded = config.load_dict(run.config.to_dict(), "test", ["train.epochs=2", "evaluate.tfidf_baseline=false", *overrides])
+    return train(loaded, root=root, start=start or trained.load(run)).run  # type: ignore[arg-type]
+
+
+def test_training_starts_from_a_model_of_any_shape_without_looking_for_a_backbone(tiny_run: runs.Run, tmp_path: Path) -> None:
+    from tests.test_trained import _of_shape
+    from tfpipeline import trained
+
+    start = _of_shape(trained.load(tiny_run), layer_shapes=[{"heads": 1, "intermediate": 100}, {"heads": 2, "intermediate": 60}])
+    run = _finetuned(tiny_run, tmp_path, "model.backbone=/nowhere/at/all", "train.learning_rate=1e-12", start=start)
+    texts = ["the app was great today", "the clerk was rude again"]
+    np.testing.assert_allclose(trained.load(run).predict(texts), start.predict(texts), atol=1e-4)
+    assert runs.read_json(run.path / "checkpoints" / "start" / "model.json")["backbone"]["architecture"]["layer_shapes"][0]["heads"] == 1
+
+
+def test_a_pruned_run_is_as_sparse_as_was_asked_for_and_still_right(tiny_run: runs.Run, tmp_path: Path) -> None:
+    from tfpipeline import trained
+    from tfpipeline.techniques import zeros
+
+    run = _finetuned(tiny_run, tmp_path, "compress.sparsity=0.8", "compress.distill_weight=0.8", "train.epochs=4")
+    found = zeros.measure(trained.load(run).model)
+    assert found["encoder"] == pytest.approx(0.8, abs=0.001)
+    assert run.info["compression"]["sparsity"] == found
+    assert run.info["teacher"]["from"] == "checkpoints/start"
+    epochs = [event["best"] for event in run.events("epoch")]
+    assert epochs[:2] == [False, False]  # not yet sparse: never the best, however accurate
+    assert runs.read_json(run.path / "metrics.json")["metrics"]["accuracy"]["value"] > 0.9
+
+
+def test_a_sparse_model_is_quantized_and_keeps_its_zeros(tiny_run: runs.Run, tmp_path: Path) -> None:
+    from tfpipeline import trained
+    from tfpipeline.techniques import zeros
+
+    sparse = _finetuned(tiny_run, tmp_path, "compress.sparsity=0.5", "compress.sparsity_pattern=2:4")
+    run = _finetuned(sparse, tmp_path, "compress.sparsity=0", "compress.sparsity_pattern=any", "compress.quantize_aware=true")
+    model = trained.load(run).model
+    assert model.quantization
+    found = zeros.measure(model)
+    assert found["two_in_four"]
+    assert found["encoder"] >= 0.5
+    assert runs.read_json(run.path / "metrics.json")["metrics"]["accuracy"]["value"] > 0.9
+
+
+def test_a_smaller_vocabulary_learns_from_a_teacher_with_the_whole_one(tiny_run: runs.Run, tmp_path: Path) -> None:
+    """Both read the same texts, each in its own word pieces; unlabelled texts are learned from too, and those of the corpus left out."""
+    from dataclasses import replace
+
+    from tests.test_trained import _of_shape
+    from tfpipeline import text, trained
+
+    teacher = trained.load(tiny_run)
+    pieces = list(teacher.preprocessor.vocabulary)[:-40]
+    small = replace(teacher, preprocessor=text.Preprocessor(pieces, teacher.config.text, teacher.preprocessor.lower_case))
+    small = _of_shape(small, num_hidden_layers=1, vocab_size=len(pieces))
+    more = tmp_path / "more.csv"
+    known = "the app was great today"
+    more.write_text("text\n" + "".join(f"the {thing} is great\n" for thing in ("pen", "cat", "pen", "sky")) + f"{known}\n")
+    run = _finetuned(
+        tiny_run, tmp_path / "runs", f"compress.distill_from={tiny_run.path}", "compress.distill_weight=0.9", f"compress.unlabelled={more}",
+        "train.epochs=8", start=small,
+    )  # fmt: skip
+    assert [event["rows"] for event in run.events("unlabelled")] == [3]
+    assert len(trained.load(run).preprocessor.vocabulary) == len(pieces)
+    losses = [event["loss"] for event in run.events("epoch")]
+    assert losses[-1] < losses[0]
+
+
+def test_a_teacher_that_is_not_there_or_answers_something_else_is_refused(tiny_run: runs.Run, tiny_csv: Path, tmp_path: Path) -> None:
+    from tfpipeline.errors import ConfigError
+
+    plain = config.load(overrides=[*TINY, f"data.path={tiny_csv}", "compress.distill_weight=0.5"])
+    with pytest.raises(ConfigError, match=r"^compress.distill_weight: there is no teacher. This run starts from a backbone"):
+        train(plain, root=tmp_path)
+    rounding = config.load(overrides=[*TINY, f"data.path={tiny_csv}", "compress.quantize_aware=true"])
+    with pytest.raises(
+        ConfigError, match=r"^compress.quantize_aware: the ranges .* would start from a backbone .* Train first, then: tfpipeline compress"
+    ):
+        train(rounding, root=tmp_path)
+    with pytest.raises(RunError, match=r"^nowhere: no such run"):
+        _finetuned(tiny_run, tmp_path, "compress.distill_weight=0.5", "compress.distill_from=nowhere")
+    with pytest.raises(RunError, match=r": has no variant 'small'"):
+        _finetuned(tiny_run, tmp_path, "compress.distill_weight=0.5", f"compress.distill_from={tiny_run.path}:small")
+    other = tmp_path / "other.csv"
+    other.write_text(tiny_csv.read_text().replace("positive", "good").replace("negative", "bad"))
+    with pytest.raises(
+        RunError, match=r": the model that training starts from answers another task. labels: expected \['bad', 'good'\], received"
+    ):
+        _finetuned(tiny_run, tmp_path, f"data.path={other}")
+    assert runs.list_runs(tmp_path) == []  # nothing was trained, so nothing stays

@@ -50,6 +50,29 @@ def shard(plan: Sequence[Rows], index: int, count: int) -> list[Rows]:
     return [rows[index::count] for rows in plan]
 
 
+def distributed(strategy: Any, plan: Sequence[Rows], make: Callable[[list[Rows]], Any]) -> Any:
+    """The plan shared out over all replicas of all workers: each reads its `shard` of every batch, and nothing else.
+
+    TensorFlow's own sharding is off: by file it would need as many files as workers, and by element it would read everything everywhere.
+
+    Args:
+        strategy: of the process.
+        plan: batches for all replicas together.
+        make: a part of it to a `tf.data.Dataset`, one element for each entry, also for an empty one.
+    """
+    replicas = strategy.num_replicas_in_sync
+    if replicas == 1:
+        return make(list(plan))
+
+    def of_this_worker(context: Any) -> Any:
+        here = replicas // context.num_input_pipelines
+        parts = [shard(plan, context.input_pipeline_id * here + number, replicas) for number in range(here)]
+        # The replicas of a worker take the elements of its dataset in turns.
+        return make([rows for step in zip(*parts, strict=True) for rows in step])
+
+    return strategy.distribute_datasets_from_function(of_this_worker)
+
+
 def evaluation_plan(lengths: npt.NDArray[np.integer[Any]], batch_size: int) -> list[Rows]:
     """All rows once, longest first (so that too little memory shows at once), similar lengths together."""
     order = np.argsort(-lengths.astype(np.int64), kind="stable")

@@ -3,8 +3,9 @@
 In: `(tokens, targets, weights)` from `tfpipeline.batches`; `tokens` as `tfpipeline.text` gives them; `targets` int32 `[batch]` class numbers, or
 float32 `[batch, classes]` zeros and ones for multi-label; `weights` float32 `[batch]`. Out: logits float32 `[batch, classes]`.
 
-One step is: forward, loss, backward (in `accumulation_steps` slices of the batch), sum over replicas, clip by global norm, optimizer. Every
-feature is off by default, and with all of them off the step is stock Keras' number for number (a test compares them).
+One step is: the teacher's answers, forward, loss, backward (in `accumulation_steps` slices of the batch), sum over replicas, clip by global norm,
+optimizer, masks of what was pruned. Every feature is off by default, and with all of them off the step is stock Keras' number for number (a test
+compares them).
 
 The randomness of a step (dropout) is a function of seed, step, layer, slice and replica, never of hidden generator state: that is what makes a
 resumed run bit-equal to an undisturbed one.
@@ -97,6 +98,9 @@ class Classifier(TFBertForSequenceClassification):
         self.task: str = getattr(config, "task", "single_label")
         self.settings = ModelConfig()
         self.sparse_embeddings = False
+        self.sparsity: Any = None  # of `tfpipeline.techniques.pruning`
+        self.distillation: Any = None  # of `tfpipeline.techniques.distillation`
+        self.quantization: dict[str, Any] | None = None  # what `tfpipeline.techniques.quantization` has put in
         self.randomness = Randomness(getattr(config, "seed", 0))
         self._replace_dropout()
 
@@ -149,10 +153,21 @@ class Classifier(TFBertForSequenceClassification):
             loss=None, logits=tf.cast(logits, tf.float32), hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
 
-    def prepare_training(self, settings: ModelConfig, *, sparse_embeddings: bool, seed: int) -> None:
-        """Sets what one step does; call it before `compile` and before the optimizer is made (freezing decides what it holds)."""
+    def prepare_training(
+        self, settings: ModelConfig, *, sparse_embeddings: bool, seed: int, sparsity: Any = None, distillation: Any = None
+    ) -> None:
+        """Sets what one step does; call it before `compile` and before the optimizer is made (freezing decides what it holds).
+
+        Args:
+            settings: of the model.
+            sparse_embeddings: the gradient of the word embeddings stays row-sparse.
+            seed: of dropout.
+            sparsity: has `gradients`, `after_step` and `apply`; None: no weight is held at zero.
+            distillation: has `split`, `answers` and `row_loss`; None: no teacher.
+        """
         self.settings = settings
         self.sparse_embeddings = sparse_embeddings
+        self.sparsity, self.distillation = sparsity, distillation
         self.randomness.state.assign([seed, 0])
         layers = self.bert.encoder.layer
         self.bert.embeddings.trainable = not settings.freeze_embeddings
@@ -164,6 +179,7 @@ class Classifier(TFBertForSequenceClassification):
     def compile_for_training(self, optimizer: Any) -> None:
         """Keras' own `compile` (the parent's would add a loss of its own), and the metrics of both steps."""
         tf_keras.Model.compile(self, optimizer=optimizer)
+        self.distribute_reduction_method = "first"  # each replica returns numbers of all of them; Keras would add those up
         self.loss_metric = tf_keras.metrics.Mean(name="loss")
         self.accuracy_metric = tf_keras.metrics.Mean(name="accuracy")
         self.f1_metric = MacroF1(self.config.num_labels)
@@ -176,6 +192,10 @@ class Classifier(TFBertForSequenceClassification):
     def train_step(self, data: Any) -> dict[str, Any]:
         """One optimizer step on one batch; see the module's docstring for its parts."""
         tokens, targets, weights = data
+        answers: Any = {}
+        if self.distillation is not None:
+            tokens, of_teacher = self.distillation.split(tokens)
+            answers = self.distillation.answers(of_teacher)
         rows = tf.shape(targets)[0]
         # The mean is over the rows of all replicas, which need not hold equally many: Keras sums gradients over replicas.
         all_rows = _sum_over_replicas(tf.cast(rows, tf.float32))
@@ -184,41 +204,45 @@ class Classifier(TFBertForSequenceClassification):
         losses, outputs = [], []
         for number in range(slices):
             if slices == 1:
-                part = (tokens, targets, weights)
+                part = (tokens, targets, weights, answers)
             else:
                 first, last = rows * number // slices, rows * (number + 1) // slices
-                part = tf.nest.map_structure(lambda tensor, a=first, b=last: tensor[a:b], (tokens, targets, weights))
+                part = tf.nest.map_structure(lambda tensor, a=first, b=last: tensor[a:b], (tokens, targets, weights, answers))
             loss, logits, gradients = self._gradients(*part, share=1.0 / all_rows, number=number)
             losses.append(loss)
             outputs.append(logits)
             total = gradients if total is None else [_add(a, b) for a, b in zip(total, gradients, strict=True)]
         assert total is not None
         self._apply(total)
+        if self.sparsity is not None:
+            self.sparsity.after_step(self.optimizer.iterations)
         self.randomness.advance()
         batch_loss = _sum_over_replicas(tf.add_n(losses))
-        self._update_metrics(batch_loss, targets, tf.concat(outputs, axis=0))
+        # Rows that only the teacher labels have no target to be right about.
+        labelled = tf.cast(weights > 0.0, tf.float32) if self.distillation is not None else None
+        self._update_metrics(batch_loss, targets, tf.concat(outputs, axis=0), labelled)
         return {"loss": self.loss_metric.result(), "accuracy": self.accuracy_metric.result(), "batch_loss": batch_loss}
 
     def test_step(self, data: Any) -> dict[str, Any]:
         """Loss without smoothing, accuracy and macro F1 of one batch."""
         tokens, targets, weights = data
-        logits = self(tokens, training=False).logits
-        rows = tf.cast(tf.maximum(tf.shape(targets)[0], 1), tf.float32)  # a replica may get no row of the last batch
-        loss = tf.reduce_sum(self._row_loss(targets, logits, 0.0) * weights) / rows
+        rows = tf.shape(targets)[0]
+        logits = self(_filled(tokens, rows), training=False).logits[:rows]
+        loss = tf.reduce_sum(self.row_loss(targets, logits, 0.0) * weights) / tf.cast(tf.maximum(rows, 1), tf.float32)
         self._update_metrics(loss, targets, logits)
         return {metric.name: metric.result() for metric in self.metrics}
 
-    def _update_metrics(self, loss: tf.Tensor, targets: tf.Tensor, logits: tf.Tensor) -> None:
+    def _update_metrics(self, loss: tf.Tensor, targets: tf.Tensor, logits: tf.Tensor, labelled: tf.Tensor | None = None) -> None:
         classes = self.config.num_labels
         if self.task == "multi_label":
             truth, predicted = targets, tf.cast(logits > 0.0, tf.float32)
         else:
             truth, predicted = tf.one_hot(targets, classes), tf.one_hot(tf.argmax(logits, axis=1), classes)
         self.loss_metric.update_state(loss, sample_weight=tf.cast(tf.shape(targets)[0], tf.float32))
-        self.accuracy_metric.update_state(tf.reduce_all(truth == predicted, axis=1))
+        self.accuracy_metric.update_state(tf.reduce_all(truth == predicted, axis=1), sample_weight=labelled)
         self.f1_metric.update_state(truth, predicted)
 
-    def _row_loss(self, targets: tf.Tensor, logits: tf.Tensor, smoothing: float) -> tf.Tensor:
+    def row_loss(self, targets: tf.Tensor, logits: tf.Tensor, smoothing: float) -> tf.Tensor:
         """Cross-entropy of each row, float32 `[batch]`: softmax for one label, the mean of a sigmoid per label for several."""
         if self.task == "multi_label":
             smooth = targets * (1.0 - smoothing) + 0.5 * smoothing
@@ -229,15 +253,26 @@ class Classifier(TFBertForSequenceClassification):
         smooth = tf.one_hot(targets, classes) * (1.0 - smoothing) + smoothing / classes
         return tf.nn.softmax_cross_entropy_with_logits(labels=smooth, logits=logits)
 
-    def _gradients(self, tokens: Any, targets: Any, weights: Any, *, share: Any, number: int) -> tuple[Any, Any, list[Any]]:
+    def _gradients(self, tokens: Any, targets: Any, weights: Any, answers: Any, *, share: Any, number: int) -> tuple[Any, Any, list[Any]]:
         """Loss (this slice's share of the batch mean), logits, and gradients of the trainable variables."""
         settings = self.settings
         variables = self.trainable_variables
         table = self.bert.embeddings.weight
         self.randomness.pass_number = 2 * number
+        distillation = self.distillation
+        count = tf.shape(targets)[0]
+        tokens, targets, weights, answers = (_filled(part, count) for part in (tokens, targets, weights, answers))
+        mask = tokens["attention_mask"]
 
-        def loss_of(logits: tf.Tensor) -> tf.Tensor:
-            return tf.reduce_sum(self._row_loss(targets, logits, settings.label_smoothing) * weights) * share
+        def forward(inputs: dict[str, Any]) -> tuple[tf.Tensor, Any]:
+            outputs = self(inputs, training=True, output_hidden_states=distillation is not None and distillation.wants_hidden)
+            return outputs.logits, outputs.hidden_states or ()
+
+        def loss_of(logits: tf.Tensor, hidden: Any) -> tf.Tensor:
+            rows = self.row_loss(targets, logits, settings.label_smoothing) * weights
+            if distillation is not None:
+                rows = distillation.hard_weight * rows + distillation.row_loss(logits, hidden, mask, answers)
+            return tf.reduce_sum(rows[:count]) * share
 
         def scaled(loss: tf.Tensor) -> tf.Tensor:
             return self.optimizer.get_scaled_loss(loss) if hasattr(self.optimizer, "get_scaled_loss") else loss
@@ -246,8 +281,8 @@ class Classifier(TFBertForSequenceClassification):
             with tf.GradientTape() as tape:
                 embedded = tf.gather(table, tokens["input_ids"])
                 tape.watch(embedded)
-                logits = self(_with_embeddings(tokens, embedded), training=True).logits
-                loss = loss_of(logits)
+                logits, hidden = forward(_with_embeddings(tokens, embedded))
+                loss = loss_of(logits, hidden)
                 target = scaled(loss)
             *gradients, slope = tape.gradient(target, [*variables, embedded])
             # Per text, over all its tokens: Miyato et al., arXiv:1605.07725, section 3.
@@ -257,37 +292,42 @@ class Classifier(TFBertForSequenceClassification):
             self.randomness.pass_number = 2 * number + 1
             with tf.GradientTape() as tape:
                 moved = tf.gather(table, tokens["input_ids"]) + tf.cast(step, embedded.dtype)
-                hard = scaled(loss_of(self(_with_embeddings(tokens, moved), training=True).logits))
+                hard = scaled(loss_of(*forward(_with_embeddings(tokens, moved))))
             gradients = [_add(a, b) for a, b in zip(gradients, tape.gradient(hard, variables), strict=True)]
         elif settings.r_drop_alpha:
             twice = tf.nest.map_structure(lambda tensor: tf.concat([tensor, tensor], axis=0), tokens)
             with tf.GradientTape() as tape:
-                logits, other = tf.split(self(twice, training=True).logits, 2)
-                loss = 0.5 * (loss_of(logits) + loss_of(other))
+                both, hidden = forward(twice)
+                logits, other = tf.split(both, 2)
+                halves = [tf.split(state, 2) for state in hidden]
+                loss = 0.5 * (loss_of(logits, [half[0] for half in halves]) + loss_of(other, [half[1] for half in halves]))
                 apart = tf.reduce_sum(_symmetric_divergence(logits, other, self.task) * weights) * share
                 target = scaled(loss + settings.r_drop_alpha * apart)
             gradients = tape.gradient(target, variables)
         else:
             with tf.GradientTape() as tape:
-                logits = self(tokens, training=True).logits
-                loss = loss_of(logits)
+                logits, hidden = forward(tokens)
+                loss = loss_of(logits, hidden)
                 target = scaled(loss)
             gradients = tape.gradient(target, variables)
         gradients = [
             gradient if variable is table and self.sparse_embeddings else tf.convert_to_tensor(gradient)
             for gradient, variable in zip(gradients, variables, strict=True)
         ]
-        return loss, logits, gradients
+        return loss, logits[:count], gradients
 
     def _apply(self, gradients: list[Any]) -> None:
         variables = self.trainable_variables
         optimizer = self.optimizer
         if hasattr(optimizer, "get_unscaled_gradients"):
             gradients = optimizer.get_unscaled_gradients(gradients)
-        if tf.distribute.get_strategy().num_replicas_in_sync > 1:
+        if _replicas() > 1:
+            gradients = [unique_rows(gradient) for gradient in gradients]  # all of it is sent to all
             inner: Any = getattr(optimizer, "inner_optimizer", optimizer)
             gradients = [gradient for gradient, _ in inner.aggregate_gradients(list(zip(gradients, variables, strict=True)))]
         gradients = [unique_rows(gradient) for gradient in gradients]
+        if self.sparsity is not None:
+            gradients = self.sparsity.gradients(gradients, variables)
         if self.settings.clip_norm:
             # After the sum over replicas: the norm is of the whole step, whatever the number of workers.
             gradients, _ = tf.clip_by_global_norm(gradients, self.settings.clip_norm)
@@ -310,6 +350,8 @@ class Classifier(TFBertForSequenceClassification):
         variables = self.trainable_variables
         kept = [variable.numpy() for variable in variables]
         inner.load_averages(variables)
+        if self.sparsity is not None:
+            self.sparsity.apply()  # an average over steps before a weight was pruned is not zero
         try:
             yield
         finally:
@@ -330,7 +372,7 @@ def build(
     """A `Classifier` with the backbone's weights (or random ones) and a new classification layer.
 
     Args:
-        backbone: from `tfpipeline.backbone.find`.
+        backbone: from `tfpipeline.backbone.find`, or of a trained model. Its `architecture` may hold `layer_shapes`; see `layer_shapes`.
         settings: pooling and dropout.
         vocabulary_size: rows of the embedding table; must be the backbone's own where it has weights.
         labels: class names in order.
@@ -341,7 +383,9 @@ def build(
     Raises:
         BackboneError: the weights do not fit the architecture.
     """
-    config = BertConfig(**{key: value for key, value in backbone.architecture.items() if key not in ("architectures", "torch_dtype")})
+    described = {key: value for key, value in backbone.architecture.items() if key not in ("architectures", "torch_dtype", "layer_shapes")}
+    shapes = layer_shapes(backbone.architecture)
+    config = BertConfig(**described)
     if backbone.weights is not None and config.vocab_size != vocabulary_size:
         raise BackboneError(
             f"backbone {backbone.name!r}: its embedding table has {config.vocab_size} rows but the vocabulary {vocabulary_size} word pieces. "
@@ -357,6 +401,7 @@ def build(
     if backbone.weights is None or not load_weights:
         model = Classifier(config)
         model.build_in_name_scope()
+        _narrow(model, shapes)
         return model
     try:
         # from_pretrained wants a folder; the file's own folder is the verified one.
@@ -364,6 +409,75 @@ def build(
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise BackboneError(f"backbone {backbone.name!r}: {backbone.weights} cannot be loaded as BERT weights: {error}.") from error
     return model
+
+
+def layer_shapes(architecture: dict[str, Any]) -> list[dict[str, int]]:
+    """What each encoder layer is made of: `[{"heads": 12, "intermediate": 1536}, ...]`.
+
+    Where the architecture has `layer_shapes` they are these (layers that lost heads or feed-forward columns), else all layers are alike. The width of a
+    head is always `hidden_size / num_attention_heads`.
+
+    Raises:
+        BackboneError: they do not describe this many layers, or a layer with nothing in it, or more than it can hold.
+    """
+    layers, heads, inner = (int(architecture[key]) for key in ("num_hidden_layers", "num_attention_heads", "intermediate_size"))
+    shapes: list[dict[str, int]] = architecture.get("layer_shapes") or [{"heads": heads, "intermediate": inner}] * layers
+    fits = len(shapes) == layers and all(1 <= shape["heads"] <= heads and 1 <= shape["intermediate"] <= inner for shape in shapes)
+    if not fits:
+        raise BackboneError(
+            f"layer_shapes must give each of {layers} layers 1 to {heads} heads and 1 to {inner} feed-forward columns; received {shapes}. "
+            "The file that describes this model is damaged: make the variant again."
+        )
+    return shapes
+
+
+def _narrow(model: Classifier, shapes: list[dict[str, int]]) -> None:
+    """Puts smaller Dense layers where a layer has fewer heads or columns than the architecture's ordinary ones.
+
+    After the model is built, because TFBert's own `build` takes every width from one config.
+    """
+    config = model.config
+    head = config.hidden_size // config.num_attention_heads
+
+    def dense(old: Any, units: int, inputs: int) -> Any:
+        # Not the old layer's initializer: one instance gives the same values each time.
+        initializer = tf_keras.initializers.TruncatedNormal(stddev=config.initializer_range)
+        layer = tf_keras.layers.Dense(units, kernel_initializer=initializer, activation=old.activation, name=old.name)
+        layer.build([None, None, inputs])
+        return layer
+
+    for layer, shape in zip(model.bert.encoder.layer, shapes, strict=True):
+        attention, output = layer.attention.self_attention, layer.attention.dense_output
+        if shape["heads"] != attention.num_attention_heads:
+            width = shape["heads"] * head
+            attention.num_attention_heads, attention.all_head_size = shape["heads"], width
+            for name in ("query", "key", "value"):
+                setattr(attention, name, dense(getattr(attention, name), width, config.hidden_size))
+            output.dense = dense(output.dense, config.hidden_size, width)
+        if shape["intermediate"] != config.intermediate_size:
+            layer.intermediate.dense = dense(layer.intermediate.dense, shape["intermediate"], config.hidden_size)
+            layer.bert_output.dense = dense(layer.bert_output.dense, config.hidden_size, shape["intermediate"])
+
+
+def _replicas() -> int:
+    return int(tf.distribute.get_strategy().num_replicas_in_sync)
+
+
+def _filled(tensors: Any, rows: tf.Tensor) -> Any:
+    """`never_empty` where it can happen while training: a replica of several may get no row of the last batch."""
+    return never_empty(tensors, rows) if _replicas() > 1 else tensors
+
+
+def never_empty(tensors: Any, rows: tf.Tensor) -> Any:
+    """Where a batch has no row: one row of padding in each tensor, for TFBert's reshapes with -1 cannot tell the length of nothing.
+
+    Whoever asks for it cuts it off again. Its mask is 1, so that nothing is divided by 0.
+    """
+    extra = tf.cast(tf.equal(rows, 0), tf.int32)
+    padded = tf.nest.map_structure(lambda tensor: tf.pad(tensor, [[0, extra], *[[0, 0]] * (len(tensor.shape) - 1)]), tensors)
+    if isinstance(padded, dict) and "attention_mask" in padded:
+        padded["attention_mask"] = tf.where(tf.equal(rows, 0), tf.ones_like(padded["attention_mask"]), padded["attention_mask"])
+    return padded
 
 
 def _sum_over_replicas(value: tf.Tensor) -> tf.Tensor:

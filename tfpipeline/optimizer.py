@@ -88,7 +88,9 @@ class _PerVariable:
 
     def load_averages(self, variables: Any) -> None:
         """Overwrites the variables with their moving averages; the caller keeps what they were."""
-        super().finalize_variable_values(variables)  # type: ignore[misc]
+        # Keras pairs them with its averages by position, and a layer that was wrapped or unwrapped has moved among the others.
+        ordered = sorted(variables, key=lambda variable: self._index_dict[self._var_key(variable)])  # type: ignore[attr-defined]
+        super().finalize_variable_values(ordered)  # type: ignore[misc]
 
     def _update_rows(self, gradient: tf.IndexedSlices, variable: Any, decay: float) -> None:
         """Adam on the named rows alone. The indices must be unique (`unique_rows`)."""

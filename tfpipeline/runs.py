@@ -84,7 +84,7 @@ class Run:
         Raises:
             RunError: another process is writing this run.
         """
-        with _lock(self.path):
+        with lock(self.path):
             session = {"started": utc_now().isoformat(timespec="seconds"), "pid": os.getpid(), "command": sys.argv}
             self.update(status="running", sessions=[*self.info["sessions"], session])
             started = time.monotonic()
@@ -269,7 +269,12 @@ def cannot_write(path: Path, error: OSError) -> RunError:
 
 
 @contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
+def lock(path: Path) -> Iterator[None]:
+    """One process at a time writes a folder; the kernel lets go when it dies.
+
+    Raises:
+        RunError: another process has it.
+    """
     try:
         descriptor = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:

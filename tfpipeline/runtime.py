@@ -15,8 +15,11 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+from tfpipeline import workers
 from tfpipeline.config import RuntimeConfig
 from tfpipeline.errors import ConfigError, DependencyError
+
+logger = logging.getLogger(__name__)
 
 
 def quiet() -> None:
@@ -79,12 +82,17 @@ def _quiet_stderr() -> Iterator[None]:
 
 
 def apply(config: RuntimeConfig) -> Any:
-    """Sets the process up and returns the strategy.
+    """Sets the process up and returns the strategy. With `multiworker` it returns when all workers of `TF_CONFIG` are there.
 
     Raises:
-        ConfigError: threads or devices can no longer be changed because TensorFlow has already run something.
+        ConfigError: threads, devices or workers can no longer be changed because TensorFlow has already run something; `TF_CONFIG` is wrong.
+        WorkerLost: a worker came and went before all were there.
     """
     check()
+    cluster = None
+    if config.strategy == "multiworker":
+        cluster = workers.read_cluster()
+        workers.check_port(cluster)
     import tensorflow as tf
     import tf_keras
 
@@ -106,9 +114,30 @@ def apply(config: RuntimeConfig) -> Any:
         case "mirrored":
             return tf.distribute.MirroredStrategy()
         case "multiworker":
-            return tf.distribute.MultiWorkerMirroredStrategy()
+            return _join(cluster)
         case _:
             return tf.distribute.get_strategy()
+
+
+def team(config: RuntimeConfig, strategy: Any) -> workers.Team:
+    """This process among those that train the same model; a team of one, unless the strategy is `multiworker`."""
+    return workers.Team(strategy, workers.read_cluster() if config.strategy == "multiworker" else None)
+
+
+def _join(cluster: workers.Cluster | None) -> Any:
+    import tensorflow as tf
+
+    assert cluster is not None
+    logger.info("worker %d of %d, waiting for the others: %s", cluster.index, len(cluster.addresses), ", ".join(cluster.addresses))
+    options = tf.distribute.experimental.CommunicationOptions(timeout_seconds=workers.ANSWER_TIMEOUT_S)
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"`runtime.strategy` = multiworker comes too late: TensorFlow has already started in this process ({error})."
+        ) from error
+    except tf.errors.OpError as error:
+        raise workers.lost(error, None) from error
 
 
 def describe() -> dict[str, Any]:

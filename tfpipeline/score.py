@@ -2,30 +2,58 @@
 
 In: an opened model and input files. Out: one file of `source, text, label, score, probabilities`, in the order of the input. Rows that cannot be
 used stop it, or are set aside beside the output when `data.on_bad_row` is `quarantine`.
+
+Many machines share one job by `Shard`: each is given its number, scores its part of the files (or of the rows, when there are fewer files than shards)
+and writes a file of its own, whole or not at all. Nobody coordinates: a part depends on the list of files and the number alone, so a shard that was
+killed is simply run again.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import json
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tfpipeline import data
+from tfpipeline.answers import Csv, JsonLines, answers
 from tfpipeline.config import Config
 from tfpipeline.errors import ConfigError
-from tfpipeline.export import answers
 from tfpipeline.progress import Progress
 from tfpipeline.runs import atomic_write
 
 FORMATS = (".jsonl", ".csv", ".parquet")
 
 
-def score_files(model: Any, config: Config, inputs: Sequence[str], output: Path) -> tuple[dict[str, Any], str]:
+@dataclass(frozen=True)
+class Shard:
+    """One part of a job: number `index` of `count`, counted from 1."""
+
+    index: int
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """`3/16` as the third of sixteen.
+
+        Raises:
+            ConfigError: anything else.
+        """
+        match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
+        if not match or not 1 <= int(match[1]) <= int(match[2]):
+            raise ConfigError(f"--shard {text}: expected K/N with 1 <= K <= N, such as 3/16.")
+        return cls(int(match[1]), int(match[2]))
+
+    def output(self, path: Path) -> Path:
+        """`scored.parquet` as `scored-00003-of-00016.parquet`."""
+        return path.with_name(f"{path.stem}-{self.index:05d}-of-{self.count:05d}{path.suffix}")
+
+
+def score_files(model: Any, config: Config, inputs: Sequence[str], output: Path, shard: Shard | None = None) -> tuple[dict[str, Any], str]:
     """Scores every row and writes `output`; returns the document and the sentence for the command line.
 
     Args:
@@ -33,56 +61,36 @@ def score_files(model: Any, config: Config, inputs: Sequence[str], output: Path)
         config: columns and formats of the input; labels are not read.
         inputs: files, globs, folders.
         output: `.jsonl`, `.csv` or `.parquet`.
+        shard: score this part only: whole files, dealt out in the order of their names; with fewer files than shards, every `count`-th row.
     """
     if output.suffix not in FORMATS:
         raise ConfigError(f"--output {output}: expected a name ending in {', '.join(FORMATS)}.")
     rejects: list[dict[str, Any]] = []
-    rows = 0
-    writers: dict[str, Any] = {".jsonl": _JsonLines, ".csv": _Csv, ".parquet": _Parquet}
+    rows = seen = 0
+    part = Shard(1, 1)  # of the rows
+    if shard is not None:
+        files = data.expand(inputs)
+        output = shard.output(output)
+        inputs, part = (files[shard.index - 1 :: shard.count], part) if len(files) >= shard.count else (files, shard)
+    writers: dict[str, Any] = {".jsonl": JsonLines, ".csv": Csv, ".parquet": _Parquet}
     with atomic_write(output) as stream, Progress("scoring", unit="texts") as bar:
         writer = writers[output.suffix](stream, model.labels)
         for examples in data.read_examples(inputs, config.data, model.labels, need_labels=False, rejects=rejects):
-            texts, pairs = examples.text_batch(np.arange(len(examples)))
+            numbers = np.arange((part.index - 1 - seen) % part.count, len(examples), part.count)
+            seen += len(examples)
+            texts, pairs = examples.text_batch(numbers)
             found = answers(model.labels, model.task, config.data.label_separator, model.predict(texts, pairs))
-            sources = examples.sources.to_pylist()
+            sources = examples.sources.take(numbers).to_pylist()
             writer.write([{"source": source, "text": text, **answer} for source, text, answer in zip(sources, texts, found, strict=True)])
             rows += len(texts)
             bar.update(len(texts))
         writer.close()
     aside = ""
-    if rejects:
+    if rejects and part.index == 1:  # all parts of the same rows meet the same ones
         with atomic_write(output.with_name(f"{output.name}.rejects.jsonl")) as stream:
             stream.writelines((json.dumps(reject, ensure_ascii=False) + "\n").encode() for reject in rejects)
         aside = f"; {len(rejects)} rows set aside in {output.name}.rejects.jsonl"
     return {"output": str(output), "rows": rows, "rejects": len(rejects)}, f"Scored {rows:,} texts into {output}{aside}."
-
-
-class _JsonLines:
-    def __init__(self, stream: Any, labels: tuple[str, ...]) -> None:
-        self._stream = stream
-
-    def write(self, rows: list[dict[str, Any]]) -> None:
-        self._stream.writelines((json.dumps(row, ensure_ascii=False) + "\n").encode() for row in rows)
-
-    def close(self) -> None:
-        pass
-
-
-class _Csv:
-    def __init__(self, stream: Any, labels: tuple[str, ...]) -> None:
-        self._text = io.TextIOWrapper(stream, encoding="utf-8", newline="", write_through=True)
-        self._writer = csv.writer(self._text)
-        self._labels = labels
-        self._writer.writerow(["source", "text", "label", "score", *(f"probability:{label}" for label in labels)])
-
-    def write(self, rows: list[dict[str, Any]]) -> None:
-        self._writer.writerows(
-            [row["source"], row["text"], row["label"], row["score"], *(row["probabilities"][label] for label in self._labels)]
-            for row in rows
-        )
-
-    def close(self) -> None:
-        self._text.detach()  # the stream itself is closed by whoever opened it
 
 
 class _Parquet:

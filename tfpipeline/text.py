@@ -1,8 +1,8 @@
 """Strings to token ids, in the graph: frees every caller from tokenizers, cleaning and padding, and training from skew against serving.
 
 In: strings `[batch]`, and a second column of strings for pairs. Out: `input_ids`, `attention_mask`, `token_type_ids`, int32 `[batch, length]`.
-The same `Preprocessor` runs in `tf.data` while training and inside the exported SavedModel; there is no second implementation. It never drops
-a row: an empty text is `[CLS] [SEP]`. It does not judge rows either; that is `tfpipeline.data`.
+The same `Preprocessor` runs in `tf.data` while training and inside the exported SavedModel; only devices without TensorFlow have another
+(`tfpipeline.edge.tokenizer`, which a test holds to this one). It never drops a row: an empty text is `[CLS] [SEP]`. It does not judge rows either; that is `tfpipeline.data`.
 
 | case | what comes out |
 |---|---|
@@ -25,44 +25,18 @@ import tensorflow as tf
 import tensorflow_text as tf_text
 
 from tfpipeline.backbone import Backbone
+from tfpipeline.cleaning import EMAIL, ENTITIES, LONGEST_WORD_BYTES, TAG
 from tfpipeline.config import TextConfig
 from tfpipeline.errors import BackboneError, ConfigError
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
-# A few characters of a tag name must follow `<`, so that `a < b` and `<3` stay; the bound keeps one stray `<` from swallowing a text.
-_TAG = r"<(?:/?[A-Za-z][^<>]{0,500}|!--[^<>]{0,500}--)>"
 _URL = r"(?i)\b(?:https?://|www\.)[^\s<>\"']+"
-_EMAIL = r"[A-Za-z0-9._%+-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)+"
 _MENTION = r"(^|[^\pL\pN_@./])@[\pL\pN_]+"
 _TORN = r"(?i)\b(ai|are|ca|could|did|do|does|had|has|have|is|might|must|need|ought|sha|should|was|were|wo|would) n't\b"
 _SPACES = r"[\s\pZ\x{85}]+"
 # C0 and C1 controls and the replacement of undecodable bytes; tab and line ends are white space and handled first.
 _CONTROL = r"[\x{00}-\x{08}\x{0E}-\x{1F}\x{7F}-\x{84}\x{86}-\x{9F}\x{FFFD}]"
-# The entities seen in real feedback, `&amp;` last so that `&amp;lt;` is decoded once, not twice. Numeric entities outside this table become a space.
-_ENTITIES = (
-    ("&(?:lt|#60|#x3[Cc]);", "<"),
-    ("&(?:gt|#62|#x3[Ee]);", ">"),
-    ("&(?:quot|ldquo|rdquo|bdquo|#34|#x22|#8220|#8221);", '"'),
-    ("&(?:apos|lsquo|rsquo|#0?39|#x27|#8216|#8217);", "'"),
-    ("&(?:nbsp|ensp|emsp|thinsp|#160|#xA0);", " "),
-    ("&(?:ndash|mdash|#8211|#8212);", "-"),
-    ("&(?:hellip|#8230);", "..."),
-    ("&(?:euro|#8364);", "€"),
-    ("&(?:pound|#163);", "£"),
-    ("&(?:yen|#165);", "¥"),
-    ("&(?:cent|#162);", "¢"),
-    ("&(?:[aA]grave|[aA]acute|[aA]circ|[aA]tilde|[aA]uml|[aA]ring);", "a"),
-    ("&(?:[eE]grave|[eE]acute|[eE]circ|[eE]uml);", "e"),
-    ("&(?:[iI]grave|[iI]acute|[iI]circ|[iI]uml);", "i"),
-    ("&(?:[oO]grave|[oO]acute|[oO]circ|[oO]tilde|[oO]uml|[oO]slash);", "o"),
-    ("&(?:[uU]grave|[uU]acute|[uU]circ|[uU]uml);", "u"),
-    ("&[cC]cedil;", "c"),
-    ("&[nN]tilde;", "n"),
-    ("&szlig;", "ß"),
-    (r"&#(?:[0-9]{1,7}|[xX][0-9A-Fa-f]{1,6});", " "),
-    ("&amp;|&#38;|&#x26;", "&"),
-)
 # Anything that some step of `_clean_all` could change; a superset is safe, a miss is not (a test compares both ways on hard strings).
 _PLAIN = r"[ -~]*"
 _INVISIBLE = r"[\x{00}-\x{08}\x{0B}\x{0C}\x{0E}-\x{1F}\x{7F}-\x{9F}\p{Cf}\p{Co}\x{FFFD}]"
@@ -94,7 +68,7 @@ class Preprocessor(tf.Module):
         # Its limit for one word counts bytes, BERT's 100 counts characters; with 100 bytes a Thai sentence, which has no blanks, would be one [UNK]
         # from 34 letters on. 400 bytes hold 100 characters of any script.
         self._tokenizer = tf_text.FastBertTokenizer(
-            vocab=list(self.vocabulary), max_bytes_per_word=400, token_out_type=tf.int32, lower_case_nfd_strip_accents=False
+            vocab=list(self.vocabulary), max_bytes_per_word=LONGEST_WORD_BYTES, token_out_type=tf.int32, lower_case_nfd_strip_accents=False
         )
 
     def __call__(self, text: tf.Tensor, text_pair: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
@@ -171,13 +145,13 @@ class Preprocessor(tf.Module):
             text = tf_text.normalize_utf8(text, config.unicode)
         if config.strip_html:
             # Tags before entities: `&lt;b&gt;` is somebody writing about a tag, not a tag.
-            text = tf.strings.regex_replace(text, _TAG, " ")
+            text = tf.strings.regex_replace(text, TAG, " ")
             text = self._decode_entities(text)
         # URLs before mentions and e-mails: both may stand inside a URL.
         if config.replace_urls:
             text = tf.strings.regex_replace(text, _URL, "url")
         if config.replace_emails:
-            text = tf.strings.regex_replace(text, _EMAIL, "email")
+            text = tf.strings.regex_replace(text, EMAIL, "email")
         if config.replace_mentions:
             text = tf.strings.regex_replace(text, _MENTION, r"\1user")
         if config.strip_control:
@@ -193,7 +167,8 @@ class Preprocessor(tf.Module):
 
     def tokenize(self, text: tf.Tensor) -> tf.RaggedTensor:
         """Cleaned, tokenised, not yet cut: int32 ids `[batch, (pieces)]`."""
-        return self._tokenizer.tokenize(self.readable(text))
+        # TF Text's kernel reads past a scalar's buffer, and aborts on an empty inner dimension: both would end the process that serves it.
+        return self._tokenizer.tokenize(tf.reshape(self.readable(text), [-1]))
 
     def _normalise(self, text: tf.Tensor) -> tf.Tensor:
         """What BERT's reference tokenizer does to every text, whatever `[text]` says: invisible characters go; for uncased models NFD, non-spacing
@@ -212,6 +187,16 @@ class Preprocessor(tf.Module):
         unknown = tf.add_n([tf.reduce_sum(tf.cast(segment == self._unk_id, tf.int64), axis=1) for segment in segments])
         return tf.cast(tokens, tf.int32), tf.cast(unknown, tf.int32)
 
+    def count_read(self, tokens: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+        """`(tokens, unknown)` of what `__call__` gave, int32 and float32 `[batch]`: how many pieces the model reads, special tokens included, and which
+        share of the others is `[UNK]` (0 where there is none).
+        """
+        ids = tokens["input_ids"]
+        read = tf.reduce_sum(tokens["attention_mask"], axis=1)
+        special = tf.reduce_sum(tf.cast((ids == self._cls_id) | (ids == self._sep_id), tf.int32), axis=1)
+        unknown = tf.reduce_sum(tf.cast(ids == self._unk_id, tf.int32), axis=1)
+        return read, tf.cast(unknown, tf.float32) / tf.cast(tf.maximum(read - special, 1), tf.float32)
+
     def _kept_lengths(self, lengths: list[tf.Tensor]) -> list[tf.Tensor]:
         """How many pieces of each segment fit, int32 `[batch]` each."""
         budget = self.config.max_length - 1 - len(lengths)
@@ -225,7 +210,7 @@ class Preprocessor(tf.Module):
 
     @staticmethod
     def _decode_entities(text: tf.Tensor) -> tf.Tensor:
-        for pattern, replacement in _ENTITIES:
+        for pattern, replacement in ENTITIES:
             text = tf.strings.regex_replace(text, pattern, replacement)
         return text
 

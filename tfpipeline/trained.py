@@ -2,15 +2,17 @@
 
 In: a run directory with a best checkpoint. Out: a `Trained` whose `predict(texts, pairs)` gives probabilities.
 
-    checkpoints/best/     the weights (a TensorFlow checkpoint), model.json (architecture, labels, casing, backbone), vocab.txt
+    checkpoints/best/         the weights (a TensorFlow checkpoint), model.json (architecture, labels, casing, pooling, backbone), vocab.txt
+    checkpoints/start/        the same, of the model that training started from, where it started from one
+    compressed/<variant>/     the same, of a smaller model made from this one
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from tfpipeline.data import Corpus, add_token_statistics
 from tfpipeline.errors import RunError
 from tfpipeline.model import Classifier, build
 from tfpipeline.progress import Progress
-from tfpipeline.runs import Run, read_json
+from tfpipeline.runs import Run, cannot_write, read_json
 
 Probabilities = npt.NDArray[np.float32]
 
@@ -130,48 +132,95 @@ def count_corpus(preprocessor: text.Preprocessor, corpus: Corpus) -> dict[str, n
 
 def save(folder: Path, trained: Trained) -> None:
     """Writes into an existing, private folder (the caller makes it atomic)."""
-    tf.train.Checkpoint(model=trained.model).write(str(folder / "weights"))
+    model = trained.model
+    # Not the model as it is: Keras tracks the optimizer in it, whose state is three times the size of the weights.
+    weights = tf.train.Checkpoint(bert=model.bert, classifier=model.classifier, randomness=model.randomness)
+    tf.train.Checkpoint(model=weights).write(str(folder / "weights"))
     (folder / "vocab.txt").write_text("\n".join(trained.preprocessor.vocabulary) + "\n", encoding="utf-8")
     description = {
         "labels": list(trained.labels),
         "has_pairs": trained.has_pairs,
         "lower_case": trained.preprocessor.lower_case,
+        "pooling": model.pooling,
         "backbone": {"name": trained.backbone.name, "sha256": trained.backbone.sha256, "architecture": trained.backbone.architecture},
     }
+    if model.quantization:
+        description["quantization"] = dict(model.quantization)  # Keras has wrapped it
     (folder / "model.json").write_text(json.dumps(description, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def load(run: Run) -> Trained:
-    """The best model of a run.
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """TensorFlow reports a full disk as its own errors; inside, it is said as `tfpipeline.runs` does."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        raise cannot_write(path, OSError(0, str(error).splitlines()[0])) from error
+
+
+def load(run: Run, variant: str = "") -> Trained:
+    """The best model of a run, or one of its smaller variants.
+
+    Args:
+        run: a run.
+        variant: a folder in its `compressed/`; empty: the model that was trained.
 
     Raises:
-        RunError: the run has no finished epoch, or its files do not fit together.
+        RunError: the run has no finished epoch or no such variant, or its files do not fit together.
     """
+    if variant:
+        folder = run.path / "compressed" / variant
+        if not (folder / "model.json").is_file() or Path(variant).name != variant:
+            known = sorted(path.parent.name for path in run.path.glob("compressed/*/model.json"))
+            there = f"It has: {', '.join(known)}." if known else f"It has none yet; make some: tfpipeline compress {run.path}."
+            raise RunError(f"{run.path}: has no variant {variant!r}. {there}")
+        return load_folder(folder, run.config)
     folder = run.path / "checkpoints" / "best"
     if not (folder / "model.json").is_file():
         raise RunError(
             f"{run.path}: has no trained model yet (status: {run.info.get('status')}). Finish it: tfpipeline train --resume {run.path}"
         )
-    config = run.config
+    return load_folder(folder, run.config)
+
+
+def load_folder(folder: Path, config: Config) -> Trained:
+    """What `save` wrote.
+
+    Args:
+        folder: with the weights, `model.json` and `vocab.txt`.
+        config: of the run it belongs to: cleaning of texts, dropout, task.
+
+    Raises:
+        RunError: a file is missing, or they do not fit together.
+    """
     description = read_json(folder / "model.json")
-    vocabulary = text.read_vocabulary(folder / "vocab.txt")
-    source = description["backbone"]
-    backbone = Backbone(
-        source["name"], source["architecture"], description["lower_case"], folder / "vocab.txt", weights=None, sha256=source["sha256"]
-    )
-    labels = tuple(description["labels"])
-    model = build(
-        backbone,
-        config.model,
-        vocabulary_size=len(vocabulary),
-        labels=labels,
-        task=config.data.task,
-        seed=config.runtime.seed,
-        load_weights=False,
-    )
+    try:
+        vocabulary = text.read_vocabulary(folder / "vocab.txt")
+        source = description["backbone"]
+        lower_case, labels, has_pairs = bool(description["lower_case"]), tuple(description["labels"]), bool(description["has_pairs"])
+        backbone = Backbone(source["name"], source["architecture"], lower_case, folder / "vocab.txt", weights=None, sha256=source["sha256"])
+        # Older runs do not say it; their config does.
+        pooling = description.get("pooling", config.model.pooling)
+        model = build(
+            backbone,
+            replace(config.model, pooling=pooling),
+            vocabulary_size=len(vocabulary),
+            labels=labels,
+            task=config.data.task,
+            seed=config.runtime.seed,
+            load_weights=False,
+        )
+    except (KeyError, TypeError) as error:
+        raise RunError(
+            f"{folder / 'model.json'}: does not describe a model ({type(error).__name__}: {error}). Train the run again."
+        ) from error
+    if description.get("quantization"):
+        from tfpipeline.techniques.quantization import quantize  # imports TF-MOT, which no other model needs
+
+        quantize(model)
     try:
         tf.train.Checkpoint(model=model).read(str(folder / "weights")).assert_existing_objects_matched().expect_partial()
     except (tf.errors.OpError, AssertionError, ValueError) as error:
         raise RunError(f"{folder}: the weights cannot be read ({str(error).splitlines()[0][:200]}). Train the run again.") from error
-    preprocessor = text.Preprocessor(vocabulary, config.text, description["lower_case"])
-    return Trained(config, labels, bool(description["has_pairs"]), preprocessor, model, backbone)
+    preprocessor = text.Preprocessor(vocabulary, config.text, lower_case)
+    return Trained(config, labels, has_pairs, preprocessor, model, backbone)

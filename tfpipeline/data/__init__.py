@@ -6,6 +6,7 @@ In: `DataConfig`. Out: a `Corpus` of three `Examples` (columnar, memory-mapped),
 
 from tfpipeline.data.examples import Corpus, Example, Examples
 from tfpipeline.data.prepare import open_prepared, prepare, read_examples
+from tfpipeline.data.readers import expand
 from tfpipeline.data.report import add_token_statistics, render
 
-__all__ = ["Corpus", "Example", "Examples", "add_token_statistics", "open_prepared", "prepare", "read_examples", "render"]
+__all__ = ["Corpus", "Example", "Examples", "add_token_statistics", "expand", "open_prepared", "prepare", "read_examples", "render"]

@@ -142,6 +142,17 @@ class Corpus:
             raise DataError(f"split {name!r}: expected one of {', '.join(self.splits)}.")
         return self.splits[name]
 
+    def some_texts(self, count: int) -> tuple[list[str], list[str] | None]:
+        """At most `count` texts and second texts: of test, then validation, then train."""
+        texts: list[str] = []
+        pairs: list[str] | None = [] if self.has_pairs else None
+        for examples in (self.test, self.validation, self.train):
+            more, more_pairs = examples.text_batch(np.arange(min(len(examples), count - len(texts))))
+            texts += more
+            if pairs is not None:
+                pairs += more_pairs or []
+        return texts, pairs
+
     @property
     def splits(self) -> dict[str, Examples]:
         """All three by name."""

@@ -16,9 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from tfpipeline.config import DataConfig
+from tfpipeline.data.examples import Examples
 from tfpipeline.data.readers import Columns, Problem, read, undecodable
 from tfpipeline.errors import DataError
 
@@ -38,6 +40,18 @@ def normalise(text: str) -> str:
     elif not text.isprintable():
         text = _CONTROL.sub("", text)
     return " ".join(text.split())
+
+
+def row_keys(texts: list[str], pairs: list[str] | None) -> Iterator[bytes]:
+    """What makes two rows the same text, 16 bytes a row: few enough for a million rows at once."""
+    for parts in zip(texts, pairs, strict=True) if pairs is not None else zip(texts, strict=True):
+        yield hashlib.blake2b("\x1f".join(map(normalise, parts)).encode(), digest_size=16).digest()
+
+
+def keys_of(examples: Examples) -> Iterator[bytes]:
+    """The key of each row, in order."""
+    for start in range(0, len(examples), 8192):
+        yield from row_keys(*examples.text_batch(np.arange(start, min(start + 8192, len(examples)))))
 
 
 @dataclass

@@ -1,8 +1,19 @@
-"""The look of the report: one style sheet, two themes, no font or picture from elsewhere.
+"""What every report is made of: one style sheet, two themes, the frame of a page, and its parts. No font, picture or script from elsewhere.
+
+Everything that came from data or users goes through `text`; the page's own policy forbids scripts and requests, should anything slip through.
 
 Colours were chosen so that text reaches a contrast of 4.5 and marks 3 against the page in both themes (WCAG 2.2, 1.4.3 and 1.4.11), and
 so that blue and orange stay apart for the colour-blind; plots use the same variables.
 """
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import Any
+
+LONGEST_NAME, LONGEST_VALUE, MOST_ENTRIES = 80, 200, 300
 
 STYLE = """
 :root {
@@ -67,3 +78,73 @@ details td { max-width: 480px; overflow-wrap: anywhere; }
 }
 code { font-family: ui-monospace, Menlo, Consolas, monospace; font-size: 0.875em; }
 """
+
+
+def document(title: str, lead: str, sections: Iterable[str], *, style: str = "") -> str:
+    """A whole page.
+
+    Args:
+        title: HTML, of the tab and the heading.
+        lead: HTML, the paragraph below the heading.
+        sections: HTML; empty ones are left out.
+        style: after the common style sheet.
+    """
+    body = "\n".join(section for section in sections if section)
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
+        '<meta name="color-scheme" content="light dark">\n'
+        f"<title>{title}</title>\n<style>\n{STYLE}{style}</style>\n</head>\n<body>\n<main>\n"
+        f'<h1 dir="auto">{title}</h1>\n<p class="lead">{lead}</p>\n{body}\n</main>\n</body>\n</html>\n'
+    )
+
+
+def section(title: str, body: str) -> str:
+    """A headed part of the page; `body` is HTML."""
+    return f"<section>\n<h2>{escape(title)}</h2>\n{body}\n</section>"
+
+
+def figure(svg: str, caption: str = "") -> str:
+    """A drawing, with words above it."""
+    told = f"<figcaption>{text(caption)}</figcaption>" if caption else ""
+    return f"<figure>{told}{svg}</figure>"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, words: int = 1) -> str:
+    """Cells are HTML already; the first `words` columns are words (left), the others numbers (right)."""
+    kinds = ["" if place < words else ' class="number"' for place in range(len(head))]
+    top = "".join(f"<th{kind}>{cell}</th>" for cell, kind in zip(head, kinds, strict=True))
+    body = "\n".join("<tr>" + "".join(f"<td{kind}>{cell}</td>" for cell, kind in zip(row, kinds, strict=True)) + "</tr>" for row in rows)
+    return f'<div class="scroll" tabindex="0"><table><thead><tr>{top}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
+
+
+def entries(title: str, values: dict[str, Any] | None, *, opened: bool = False) -> str:
+    """Any nested dict as a folded table of dotted keys."""
+    if not values:
+        return ""
+    flat = list(_flattened("", values))
+    rows = [[f"<code>{text(key, LONGEST_VALUE)}</code>", f'<span dir="auto">{text(value, LONGEST_VALUE)}</span>'] for key, value in flat]
+    shown = table(["key", "value"], rows[:MOST_ENTRIES], words=2) + more(len(rows) - MOST_ENTRIES, "entries")
+    return f"<section><details{' open' if opened else ''}><summary>{escape(title)}</summary>{shown}</details></section>"
+
+
+def _flattened(prefix: str, value: Any) -> Iterable[tuple[str, str]]:
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from _flattened(f"{prefix}.{key}" if prefix else str(key), inner)
+    elif isinstance(value, str):
+        yield prefix, value
+    else:
+        yield prefix, json.dumps(value, ensure_ascii=False, default=str)
+
+
+def more(left: int, things: str) -> str:
+    """How many were left out; "" for none."""
+    return f'<p class="note">{left:,} more {things} in metrics.json.</p>' if left > 0 else ""
+
+
+def text(value: Any, longest: int = LONGEST_NAME) -> str:
+    """Anything as escaped text, cut where it is longer."""
+    whole = str(value)
+    return escape(whole if len(whole) <= longest else whole[: longest - 1] + "…")

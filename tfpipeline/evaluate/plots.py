@@ -111,7 +111,7 @@ def confusion_matrix(matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> 
         axes.set_xlabel("predicted")
         axes.set_ylabel("true")
 
-    return _draw(
+    return draw(
         "confusion", f"Confusion matrix of {classes} labels, rows true, columns predicted; the numbers stand in the table.", 4.4, paint
     )
 
@@ -136,8 +136,8 @@ def reliability_diagram(calibration: dict[str, Any]) -> str:
         low = min((found["confidence"] for _, bins, _, _ in series for found in bins if found["n"]), default=0.0)
         axes.set_xlim(max(0.0, low - 0.05), 1.03)
         axes.set_ylim(-0.03, 1.05)
-        _per_cent(axes.xaxis)
-        _per_cent(axes.yaxis)
+        per_cent(axes.xaxis)
+        per_cent(axes.yaxis)
         axes.grid(True)
         axes.set_xlabel("confidence")
         axes.set_ylabel("accuracy")
@@ -145,7 +145,7 @@ def reliability_diagram(calibration: dict[str, Any]) -> str:
 
     error = calibration["before"]["expected_calibration_error"]["value"]
     label = f"Reliability diagram: accuracy against confidence; expected calibration error {100 * error:.1f} per cent."
-    return _draw("reliability", label, 3.8, paint)
+    return draw("reliability", label, 3.8, paint)
 
 
 def slice_bars(group: dict[str, Any], overall: float) -> str:
@@ -165,12 +165,12 @@ def slice_bars(group: dict[str, Any], overall: float) -> str:
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.set_xlim(0, 1.0)
         axes.spines["left"].set_visible(False)
-        _per_cent(axes.xaxis)
+        per_cent(axes.xaxis)
         axes.grid(True, axis="x")
         axes.set_xlabel("accuracy")
 
     told = "; ".join(f"{row['value']} {100 * row['accuracy']:.0f} % of {row['n']}" for row in rows[:8])
-    return _draw(f"slice-{group['by']}", f"Accuracy by {group['by']}: {told}.", 0.75 + 0.33 * len(rows), paint)
+    return draw(f"slice-{group['by']}", f"Accuracy by {group['by']}: {told}.", 0.75 + 0.33 * len(rows), paint)
 
 
 def label_bars(counts: dict[str, dict[str, int]], labels: Sequence[str]) -> str:
@@ -192,17 +192,17 @@ def label_bars(counts: dict[str, dict[str, int]], labels: Sequence[str]) -> str:
         axes.tick_params(axis="y", length=0)
         axes.set_ylim(len(labels) - 0.5, -0.5)
         axes.spines["left"].set_visible(False)
-        _per_cent(axes.xaxis)
+        per_cent(axes.xaxis)
         axes.grid(True, axis="x")
         axes.set_xlabel("share of the labels")
         axes.figure.legend(loc="outside upper left", ncols=min(3, len(shown)), handlelength=1, columnspacing=1)
 
-    return _draw(
+    return draw(
         "labels", f"Share of each label in {', '.join(split for split, _ in shown)}.", 1.2 + (0.2 + 0.14 * len(shown)) * len(labels), paint
     )
 
 
-def _curves(title: str, x: str, y: str, curves: list[tuple[str, list[tuple[float, float]]]], per_cent: bool) -> str:
+def _curves(title: str, x: str, y: str, curves: list[tuple[str, list[tuple[float, float]]]], shares: bool) -> str:
     def paint(axes: Any) -> None:
         from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -214,15 +214,15 @@ def _curves(title: str, x: str, y: str, curves: list[tuple[str, list[tuple[float
         axes.set_title(y, loc="left", color=INK)
         axes.grid(True)
         axes.margins(x=0.04, y=0.12)
-        if per_cent:
-            _per_cent(axes.yaxis)
+        if shares:
+            per_cent(axes.yaxis)
         else:
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
         if any(name for name, _ in curves):
             axes.legend(loc="best")
 
     last = "; ".join(f"{name or y} ends at {points[-1][1]:.4g}" for name, points in curves)
-    return _draw(title, f"Curve of {title}: {last}.", 2.9, paint)
+    return draw(title, f"Curve of {title}: {last}.", 2.9, paint)
 
 
 def _points(rows: list[dict[str, Any]], x: str, y: str) -> list[tuple[float, float]]:
@@ -236,14 +236,15 @@ def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]
 
 
-def _per_cent(axis: Any) -> None:
+def per_cent(axis: Any) -> None:
+    """Shares as per cent along an axis."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     axis.set_major_locator(MaxNLocator(nbins=6))
     axis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.4g} %"))
 
 
-def _draw(name: str, label: str, height: float, paint: Callable[[Any], None]) -> str:
+def draw(name: str, label: str, height: float, paint: Callable[[Any], None]) -> str:
     """One `<svg role="img">` for inside HTML, without namespaces, foreign addresses or ids that another plot could have too."""
     try:
         import matplotlib

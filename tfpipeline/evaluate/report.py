@@ -6,21 +6,18 @@ that came from data or users is escaped, and the page's own policy forbids scrip
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from tfpipeline.evaluate import plots
-from tfpipeline.evaluate.page import STYLE
+from tfpipeline.evaluate import page, plots
+from tfpipeline.evaluate.page import LONGEST_VALUE
 from tfpipeline.evaluate.terminal import HEADLINE_ROWS, calibration_sentence, comparison_sentence, headline_rows, interval_text, number_text
 from tfpipeline.runs import atomic_write
 
 # What keeps the page under 1 MB whatever the data is; metrics.json has everything.
-MOST_MISTAKES, MOST_CLASSES, MOST_SLICE_GROUPS, MOST_CONFUSIONS, MOST_ENTRIES = 50, 200, 12, 10, 300
+MOST_MISTAKES, MOST_CLASSES, MOST_SLICE_GROUPS, MOST_CONFUSIONS = 50, 200, 12, 10
 CARDS = ("accuracy", "macro_f1", "expected_calibration_error")
-LONGEST_NAME, LONGEST_VALUE = 80, 200
 
 
 def write_report(
@@ -52,7 +49,7 @@ def write_report(
     Raises:
         DependencyError: matplotlib is not installed.
     """
-    page = render_html(
+    whole = render_html(
         title=title,
         metrics=metrics,
         baseline=baseline,
@@ -64,7 +61,7 @@ def write_report(
     )
     # Texts may hold half a surrogate pair, which no encoding can write.
     with atomic_write(Path(path)) as stream:
-        stream.write(page.encode("utf-8", "replace"))
+        stream.write(whole.encode("utf-8", "replace"))
 
 
 def render_html(
@@ -87,20 +84,12 @@ def render_html(
         _slices(metrics),
         _mistakes(metrics["worst_mistakes"]),
         _balance(metrics, data_report),
-        _entries("Compression", compression, opened=True),
-        _entries("Data report", data_report),
-        _entries("Configuration", config_dict),
+        page.entries("Compression", compression, opened=True),
+        page.entries("Data report", data_report),
+        page.entries("Configuration", config_dict),
     ]
-    head = (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
-        '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{_text(title)}</title>\n<style>\n{STYLE}</style>\n</head>\n"
-    )
     lead = f"{metrics['n']:,} rows, {len(metrics['labels'])} labels. Numbers in brackets are {100 * metrics['confidence']:g} % intervals."
-    body = "\n".join(section for section in sections if section)
-    return f'{head}<body>\n<main>\n<h1 dir="auto">{_text(title)}</h1>\n<p class="lead">{lead}</p>\n{body}\n</main>\n</body>\n</html>\n'
+    return page.document(page.text(title), lead, sections)
 
 
 def _summary(metrics: dict[str, Any], baseline: dict[str, Any] | None, comparison: dict[str, Any] | None) -> str:
@@ -116,50 +105,56 @@ def _summary(metrics: dict[str, Any], baseline: dict[str, Any] | None, compariso
     verdict = ""
     if comparison is not None:
         kind = {"better": "good", "worse": "bad"}.get(comparison["verdict"], "open")
-        verdict = f'<p class="verdict {kind}">{_text(comparison_sentence(comparison), 1000)}</p>'
-    table = _table(["", *map(_text, names[: len(shown)])], rows)
+        verdict = f'<p class="verdict {kind}">{page.text(comparison_sentence(comparison), 1000)}</p>'
+    table = page.table(["", *map(page.text, names[: len(shown)])], rows)
     note = '<p class="note">Log loss, Brier score and calibration error: lower is better. Row weights do not enter the metrics.</p>'
     if baseline is not None and baseline.get("description"):
-        note += f'<p class="note">{_text(names[1])}: {_text(baseline["description"], LONGEST_VALUE)}.</p>'
+        note += f'<p class="note">{page.text(names[1])}: {page.text(baseline["description"], LONGEST_VALUE)}.</p>'
     return f'<section aria-label="Summary">\n<div class="cards">{cards}</div>\n{verdict}\n{table}\n{note}</section>'
 
 
 def _learning(history: dict[str, Any] | None) -> str:
     drawn = plots.learning_curves(history) if history else []
-    return _section("Learning curves", f'<div class="plots">{"".join(map(_figure, drawn))}</div>') if drawn else ""
+    return page.section("Learning curves", f'<div class="plots">{"".join(map(page.figure, drawn))}</div>') if drawn else ""
 
 
 def _labels(metrics: dict[str, Any]) -> str:
     found = metrics["per_class"]
     rows = [
         [
-            f"<bdi>{_text(row['label'])}</bdi>",
+            f"<bdi>{page.text(row['label'])}</bdi>",
             *(number_text("accuracy", row[key]) for key in ("precision", "recall", "f1")),
             f"{row['support']:,}",
             f"{row['predicted']:,}",
         ]
         for row in found[:MOST_CLASSES]
     ]
-    table = _table(["label", "precision", "recall", "F1", "rows", "predicted"], rows) + _more(len(found) - MOST_CLASSES, "labels")
+    table = page.table(["label", "precision", "recall", "F1", "rows", "predicted"], rows) + page.more(len(found) - MOST_CLASSES, "labels")
     parts = [table]
     if metrics["confusion_matrix"] is not None:
         matrix, names = metrics["confusion_matrix"], metrics["labels"]
         drawn = plots.confusion_matrix(matrix, names)
-        parts = [f'<div class="plots">{_figure(drawn) if drawn else ""}<div>{table}</div></div>']
+        parts = [f'<div class="plots">{page.figure(drawn) if drawn else ""}<div>{table}</div></div>']
         swaps = sorted(
             ((count, true, said) for true, row in enumerate(matrix) for said, count in enumerate(row) if count and true != said),
             reverse=True,
         )
         if swaps and len(names) > 2:
-            rows = [[f"<bdi>{_text(names[true])}</bdi>", f"<bdi>{_text(names[said])}</bdi>", f"{count:,}"] for count, true, said in swaps]
-            parts += ["<h3>Most frequent confusions</h3>", _table(["true", "predicted", "rows"], rows[:MOST_CONFUSIONS], words=2)]
+            rows = [
+                [f"<bdi>{page.text(names[true])}</bdi>", f"<bdi>{page.text(names[said])}</bdi>", f"{count:,}"]
+                for count, true, said in swaps
+            ]
+            parts += ["<h3>Most frequent confusions</h3>", page.table(["true", "predicted", "rows"], rows[:MOST_CONFUSIONS], words=2)]
     else:
         rows = [
-            [f"<bdi>{_text(row['label'])}</bdi>", *(f"{row[cell]:,}" for cell in ("tp", "fp", "fn", "tn"))]
+            [f"<bdi>{page.text(row['label'])}</bdi>", *(f"{row[cell]:,}" for cell in ("tp", "fp", "fn", "tn"))]
             for row in metrics["confusion_per_label"][:MOST_CLASSES]
         ]
-        parts += ["<h3>Decisions per label</h3>", _table(["label", "rightly given", "wrongly given", "missed", "rightly left out"], rows)]
-    return _section("Labels", "\n".join(parts))
+        parts += [
+            "<h3>Decisions per label</h3>",
+            page.table(["label", "rightly given", "wrongly given", "missed", "rightly left out"], rows),
+        ]
+    return page.section("Labels", "\n".join(parts))
 
 
 def _calibration(calibration: dict[str, Any]) -> str:
@@ -169,10 +164,10 @@ def _calibration(calibration: dict[str, Any]) -> str:
         if key in ("log_loss", "brier", "expected_calibration_error")
     ]
     tempered = calibration["temperature"] != 1.0
-    table = _table(["", "before", "after"], rows) if tempered else ""
+    table = page.table(["", "before", "after"], rows) if tempered else ""
     note = "The size of a point is the share of the rows in its bin. On the dashed line 90 % confident means right in 90 % of the cases."
     text = f'<p>{escape(calibration_sentence(calibration))}</p>{table}<p class="note">{note}</p>'
-    return _section("Calibration", f'<div class="plots">{_figure(plots.reliability_diagram(calibration))}<div>{text}</div></div>')
+    return page.section("Calibration", f'<div class="plots">{page.figure(plots.reliability_diagram(calibration))}<div>{text}</div></div>')
 
 
 def _slices(metrics: dict[str, Any]) -> str:
@@ -180,11 +175,13 @@ def _slices(metrics: dict[str, Any]) -> str:
     drawn = []
     for group in groups[:MOST_SLICE_GROUPS]:
         unit = f" ({group['unit']})" if group["unit"] else ""
-        figure = _figure(plots.slice_bars(group, metrics["accuracy"]["value"]), f"by {group['by']}{unit}")
+        figure = page.figure(plots.slice_bars(group, metrics["accuracy"]["value"]), f"by {group['by']}{unit}")
         drawn.append(figure)
     note = "Accuracy with its interval; in brackets the rows; the dashed line is the accuracy over all rows."
     skipped = len(metrics["slices"]) - len(drawn)
-    return _section("Slices", f'<p class="note">{note}</p><div class="plots">{"".join(drawn)}</div>{_more(skipped, "ways of slicing")}')
+    return page.section(
+        "Slices", f'<p class="note">{note}</p><div class="plots">{"".join(drawn)}</div>{page.more(skipped, "ways of slicing")}'
+    )
 
 
 def _mistakes(mistakes: list[dict[str, Any]]) -> str:
@@ -197,10 +194,10 @@ def _mistakes(mistakes: list[dict[str, Any]]) -> str:
         items.append(
             f'<li><p class="text" dir="auto">{escape(found["text"]) or "<i>(empty)</i>"}</p>{pair}<p class="said">'
             f'true <b><bdi>{true}</bdi></b>, predicted <b class="wrong"><bdi>{predicted}</bdi></b> at {100 * found["probability"]:.1f} %'
-            f' <span class="source" title="{_text(found["id"])}">{_text(found["source"], LONGEST_VALUE)}</span></p></li>'
+            f' <span class="source" title="{page.text(found["id"])}">{page.text(found["source"], LONGEST_VALUE)}</span></p></li>'
         )
-    more = _more(len(mistakes) - MOST_MISTAKES, "mistakes")
-    return _section("Most confident mistakes", f'<ol class="mistakes">{"".join(items)}</ol>{more}')
+    more = page.more(len(mistakes) - MOST_MISTAKES, "mistakes")
+    return page.section("Most confident mistakes", f'<ol class="mistakes">{"".join(items)}</ol>{more}')
 
 
 def _balance(metrics: dict[str, Any], data_report: dict[str, Any] | None) -> str:
@@ -210,53 +207,12 @@ def _balance(metrics: dict[str, Any], data_report: dict[str, Any] | None) -> str
         described = {name: split.get("labels") for name, split in splits.items() if isinstance(split, dict)}
         counts = {name: labels for name, labels in described.items() if isinstance(labels, dict)} or counts
     drawn = plots.label_bars(counts, metrics["labels"])
-    return _section("Label balance", f'<div class="plots">{_figure(drawn)}</div>') if drawn else ""
-
-
-def _entries(title: str, values: dict[str, Any] | None, *, opened: bool = False) -> str:
-    """Any nested dict as a folded table of dotted keys."""
-    if not values:
-        return ""
-    flat = list(_flattened("", values))
-    rows = [[f"<code>{_text(key, LONGEST_VALUE)}</code>", f'<span dir="auto">{_text(value, LONGEST_VALUE)}</span>'] for key, value in flat]
-    table = _table(["key", "value"], rows[:MOST_ENTRIES], words=2) + _more(len(rows) - MOST_ENTRIES, "entries")
-    return f"<section><details{' open' if opened else ''}><summary>{escape(title)}</summary>{table}</details></section>"
-
-
-def _flattened(prefix: str, value: Any) -> Iterable[tuple[str, str]]:
-    if isinstance(value, dict) and value:
-        for key, inner in value.items():
-            yield from _flattened(f"{prefix}.{key}" if prefix else str(key), inner)
-    elif isinstance(value, str):
-        yield prefix, value
-    else:
-        yield prefix, json.dumps(value, ensure_ascii=False, default=str)
-
-
-def _section(title: str, body: str) -> str:
-    return f"<section>\n<h2>{escape(title)}</h2>\n{body}\n</section>"
-
-
-def _figure(svg: str, caption: str = "") -> str:
-    told = f"<figcaption>{_text(caption)}</figcaption>" if caption else ""
-    return f"<figure>{told}{svg}</figure>"
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], *, words: int = 1) -> str:
-    """Cells are HTML already; the first `words` columns are words (left), the others numbers (right)."""
-    kinds = ["" if place < words else ' class="number"' for place in range(len(head))]
-    top = "".join(f"<th{kind}>{cell}</th>" for cell, kind in zip(head, kinds, strict=True))
-    body = "\n".join("<tr>" + "".join(f"<td{kind}>{cell}</td>" for cell, kind in zip(row, kinds, strict=True)) + "</tr>" for row in rows)
-    return f'<div class="scroll" tabindex="0"><table><thead><tr>{top}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
-
-
-def _more(left: int, things: str) -> str:
-    return f'<p class="note">{left:,} more {things} in metrics.json.</p>' if left > 0 else ""
+    return page.section("Label balance", f'<div class="plots">{page.figure(drawn)}</div>') if drawn else ""
 
 
 def _interval_html(key: str, found: dict[str, Any] | None) -> str:
     if found is None or found["value"] is None:
-        return f'<span title="{_text(found.get("reason", ""), LONGEST_VALUE)}">n/a</span>' if found else ""
+        return f'<span title="{page.text(found.get("reason", ""), LONGEST_VALUE)}">n/a</span>' if found else ""
     return f"{number_text(key, found['value'])} <small>{_range(key, found)}</small>"
 
 
@@ -266,9 +222,4 @@ def _range(key: str, found: dict[str, Any]) -> str:
 
 
 def _names(names: str | list[str]) -> str:
-    return _text(names) if isinstance(names, str) else ", ".join(map(_text, names)) or "(none)"
-
-
-def _text(value: Any, longest: int = LONGEST_NAME) -> str:
-    text = str(value)
-    return escape(text if len(text) <= longest else text[: longest - 1] + "…")
+    return page.text(names) if isinstance(names, str) else ", ".join(map(page.text, names)) or "(none)"
