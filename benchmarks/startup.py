@@ -15,6 +15,8 @@ import time
 COMMANDS = {
     "tfpipeline --help": [sys.executable, "-m", "tfpipeline", "--help"],
     "tfpipeline train --help": [sys.executable, "-m", "tfpipeline", "train", "--help"],
+    "python -m serving --help": [sys.executable, "-m", "serving", "--help"],
+    "python -c 'from serving import Client'": [sys.executable, "-c", "from serving import Client"],
     "python -c pass": [sys.executable, "-c", "pass"],
 }
 

@@ -61,7 +61,9 @@ class Published:
         """
         expected = self.manifest.get("files", {})
         present = {
-            path.relative_to(self.path).as_posix(): path for path in _files(self.path) if path.name != MANIFEST or path.parent != self.path
+            path.relative_to(self.path).as_posix(): path
+            for path in files_of(self.path)
+            if path.name != MANIFEST or path.parent != self.path
         }
         wrong = [f"{name}: missing" for name in expected if name not in present]
         wrong += [f"{name}: not in the manifest" for name in present if name not in expected]
@@ -146,21 +148,21 @@ class Staged:
         """Adds name, version and the hash of every file to the manifest, makes all of it durable, and renames it into place."""
         files = {
             path.relative_to(self.folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
-            for path in _files(self.folder)
+            for path in files_of(self.folder)
         }
         before = [published.version for published in self.registry.versions(self.name)]
         version = max([int(f"{datetime.now(timezone.utc):%Y%m%d%H%M%S}"), *(number + 1 for number in before[-1:])])
         complete = {"name": self.name, "version": version, "parent": before[-1] if before else None, **manifest, "files": files}
         text = json.dumps(complete, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         (self.folder / MANIFEST).write_text(text, encoding="utf-8")
-        for path in _files(self.folder):
+        for path in files_of(self.folder):
             with path.open("rb") as stream:
                 os.fsync(stream.fileno())
         for path in [*(entry for entry in self.folder.rglob("*") if entry.is_dir()), self.folder]:
-            _sync_folder(path)
+            sync_folder(path)
         final = self.folder.parent / str(version)
         self.folder.rename(final)
-        _sync_folder(final.parent)
+        sync_folder(final.parent)
         return Published(final, self.name, version)
 
 
@@ -196,11 +198,13 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _files(folder: Path) -> list[Path]:
+def files_of(folder: Path) -> list[Path]:
+    """All files below a folder, sorted."""
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def _sync_folder(path: Path) -> None:
+def sync_folder(path: Path) -> None:
+    """Makes the names in a folder durable."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -15,7 +15,7 @@ from tests.conftest import TINY, sentences
 from tfpipeline import runs
 from tfpipeline.cli import main
 
-COMMANDS = ("data", "train", "evaluate", "predict", "export", "runs", "config")
+COMMANDS = ("data", "train", "retrain", "evaluate", "predict", "explain", "export", "search", "compress", "edge", "runs", "config")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
