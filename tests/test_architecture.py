@@ -12,10 +12,19 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # A module imports only modules above it.
 ORDER = (
-    "errors", "config", "presets", "samples", "progress", "runs", "runtime", "data", "backbone", "text", "batches", "optimizer", "model", "evaluate",
-    "trained", "judge", "train", "export", "score", "cli", "__main__",
+    "errors", "settings", "config", "presets", "recipes", "spaces", "samples", "progress", "runs", "workers", "runtime", "data", "backbone", "cleaning", "text", "batches",
+    "optimizer", "techniques", "model", "evaluate", "trained", "origin", "judge", "train", "answers", "edge", "attribution", "served", "model_card", "compress", "export",
+    "search", "retrain", "explain", "sagemaker", "score", "cli", "__main__",
 )  # fmt: skip
-SERVING_FROM = {"export": {"serving.registry"}, "cli": {"serving"}}
+SERVING_FROM = {"export": {"serving.registry", "serving.scripts"}, "sagemaker": {"serving.registry"}, "cli": {"serving"}}
+SERVING_ORDER = (
+    "errors", "wire", "registry", "versions", "scripts", "redact", "journal", "answers", "calls", "conversation", "channel", "client", "stores",
+    "desired", "checks", "change", "push", "monitor", "feedback", "server", "operate", "cli", "__main__",
+)  # fmt: skip
+SERVER_ORDER = (
+    "status", "flags", "configs", "servable", "batching", "metrics", "models", "handlers", "grpc_edge", "rest_json", "rest", "words", "live", "page",
+    "installed", "app",
+)  # fmt: skip
 
 
 def _imports(path: Path) -> set[str]:
@@ -54,10 +63,28 @@ def test_values_go_forward() -> None:
     assert not wrong
 
 
-def test_serving_never_imports_the_pipeline_nor_tensorflow() -> None:
+def test_serving_never_imports_the_pipeline_and_tensorflow_in_one_place() -> None:
     for path in (ROOT / "serving").rglob("*.py"):
         tops = {name.split(".")[0] for name in _imports(path)}
-        assert not tops & {"tfpipeline", "tensorflow", "transformers", "tf_keras"}, path
+        assert not tops & {"tfpipeline", "transformers", "tf_keras", "tensorflow_serving"}, path
+        if path.name != "servable.py":
+            assert not tops & {"tensorflow", "tensorflow_text"}, path
+
+
+@pytest.mark.parametrize(("folder", "order"), [("serving", SERVING_ORDER), ("serving/server", SERVER_ORDER)])
+def test_values_go_forward_in_serving(folder: str, order: tuple[str, ...]) -> None:
+    package = folder.replace("/", ".")
+    wrong = []
+    for path in (ROOT / folder).glob("*.py"):
+        room = path.stem
+        if room == "__init__":
+            continue
+        assert room in order, f"{path} has no place in the order"
+        for name in _imports(path):
+            other = name.removeprefix(f"{package}.").split(".")[0] if name.startswith(f"{package}.") else ""
+            if other in order and order.index(other) > order.index(room):
+                wrong.append(f"{path.relative_to(ROOT)} imports {name}, which comes after it")
+    assert not wrong
 
 
 @pytest.mark.parametrize(
@@ -66,9 +93,17 @@ def test_serving_never_imports_the_pipeline_nor_tensorflow() -> None:
         ("tfpipeline.config", {"numpy", "tensorflow", "transformers", "pyarrow"}),
         ("tfpipeline.runs", {"numpy", "tensorflow", "transformers", "pyarrow"}),
         ("tfpipeline.cli", {"numpy", "tensorflow", "transformers", "pyarrow", "serving"}),
+        ("tfpipeline.compress.command", {"numpy", "tensorflow", "transformers", "pyarrow", "serving"}),
+        ("tfpipeline.search.command", {"numpy", "tensorflow", "transformers", "pyarrow", "serving"}),
+        ("tfpipeline.edge.command", {"numpy", "tensorflow", "transformers", "pyarrow", "serving"}),
+        ("tfpipeline.edge.runner", {"tensorflow", "transformers", "pyarrow", "serving"}),
         ("tfpipeline.data", {"tensorflow", "transformers"}),
         ("tfpipeline.evaluate", {"tensorflow", "transformers", "matplotlib"}),
         ("serving.registry", {"numpy", "tensorflow", "transformers", "tfpipeline"}),
+        ("serving.client", {"tensorflow", "transformers", "tfpipeline", "uvicorn"}),
+        ("serving.push", {"tensorflow", "transformers", "tfpipeline", "uvicorn"}),
+        ("serving.cli", {"numpy", "tensorflow", "grpc", "tfpipeline"}),
+        ("serving.server.flags", {"numpy", "tensorflow", "grpc", "tfpipeline"}),
     ],
 )
 def test_light_stays_light(module: str, forbidden: set[str]) -> None:
@@ -78,7 +113,11 @@ def test_light_stays_light(module: str, forbidden: set[str]) -> None:
 
 
 def test_no_room_frightens() -> None:
-    long = {path.name: count for path in (ROOT / "tfpipeline").rglob("*.py") if (count := len(path.read_text().splitlines())) > 600}
+    long = {
+        path.name: count
+        for path in [*(ROOT / "tfpipeline").rglob("*.py"), *(ROOT / "serving").rglob("*.py")]
+        if (count := len(path.read_text().splitlines())) > 600
+    }
     assert not long
 
 

@@ -1,7 +1,8 @@
 """One command per stage, in flow order. Frees the rooms from arguments, printing and exit codes.
 
 Results go to stdout, progress and messages to stderr; with `--json` stdout is exactly one JSON document. Exit codes: 0 done, 2 your mistake,
-3 a quality gate said no, 4 a server cannot be reached, 130 stopped with Ctrl-C, 1 a fault of ours (with a traceback, to report).
+3 a quality gate said no, 4 a server cannot be reached, 75 another worker of a distributed training is gone (start all again with --resume),
+130 stopped with Ctrl-C, 1 a fault of ours (with a traceback, to report).
 
 Only the standard library is imported until a command runs, so that `--help` answers at once.
 """
@@ -19,8 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from tfpipeline import __version__, config
+from tfpipeline.compress import command as compress_command
 from tfpipeline.config import Config
+from tfpipeline.edge import command as edge_command
 from tfpipeline.errors import ConfigError, PipelineError
+from tfpipeline.search import command as search_command
 
 DESCRIPTION = """Raw labelled text in, a published BERT classifier out. The stages, in the order of the flow:"""
 
@@ -90,6 +94,25 @@ def _parser() -> argparse.ArgumentParser:
     configured(train)
     train.add_argument("--resume", default="", metavar="RUN", help="go on with a run that was stopped: a path, a name, or latest")
 
+    retrain = command(
+        "retrain",
+        _retrain,
+        "go on from a run with more rows; publish the model if it is not worse",
+        "tfpipeline retrain --data feedback.csv",
+    )
+    retrain.add_argument("model", metavar="RUN", nargs="?", default="", help="a run: path or name (default: the newest finished one)")
+    retrain.add_argument(
+        "--data",
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="the new labelled rows, with the columns of the run's own files; repeatable",
+    )
+    retrain.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one setting of the run; repeatable")
+    retrain.add_argument("--against", default="", metavar="MODEL", help="an exported model to compare with (default: the run's own)")
+    retrain.add_argument("--no-export", action="store_true", help="train and compare only")
+    retrain.add_argument("--to", default="", metavar="models/NAME", help="where to publish (default: export.root / export.name)")
+
     evaluate = command(
         "evaluate", _evaluate, "metrics of a run, or of an exported model on labelled files", "tfpipeline evaluate latest --split test"
     )
@@ -105,12 +128,34 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("text", nargs="*", help="texts to classify (for a pair model: first and second text)")
     predict.add_argument("--input", action="append", default=[], metavar="FILE", help="score the rows of a file instead; repeatable")
     predict.add_argument("--output", default="", metavar="FILE", help="where the scored rows go: .jsonl, .csv or .parquet")
+    predict.add_argument("--shard", default="", metavar="K/N", help="score part K of N only, into FILE-0000K-of-0000N: for many machines")
+
+    explain = command(
+        "explain",
+        _explain,
+        "which words of a text spoke for its label, and how much",
+        'tfpipeline explain models "the app lost my payment"',
+    )
+    explain.add_argument("model", metavar="RUN_OR_MODEL", help="a run (path, name, latest) or a folder of exported models")
+    explain.add_argument("text", nargs="+", help="texts to explain (for a pair model: first and second text)")
+    explain.add_argument("--html", default="", metavar="FILE", help="also write one self-contained page")
+    explain.add_argument("--color", default="auto", choices=("auto", "always", "never"), help="colour the words (default: on a terminal)")
 
     export = command(
         "export", _export, "publish a run as a SavedModel that takes raw text", "tfpipeline export latest --to models/sentiment"
     )
     export.add_argument("model", metavar="RUN", nargs="?", default="latest", help="a run: path, name, or latest (default)")
     export.add_argument("--to", default="", metavar="models/NAME", help="where to publish (default: export.root / export.name)")
+    export.add_argument(
+        "--sagemaker", default="", metavar="FILE.tar.gz", help="also pack it as SageMaker's TensorFlow Serving container expects it"
+    )
+
+    export.add_argument(
+        "--variant", default="", metavar="NAME", help="a smaller variant of the run (see compress) instead of the run itself"
+    )
+    # Each of these rooms brings its own command; the modules import nothing heavy before they run.
+    for room in (search_command, compress_command, edge_command):
+        room.add(command)
 
     command("runs", _runs, "list the runs", "tfpipeline runs")
 
@@ -175,6 +220,11 @@ def _train(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
     result = train(loaded, root=options.runs, resume=resume)
     metrics = result.metrics
+    if resume is not None and "retrained" in resume.info:
+        from tfpipeline import retrain
+
+        retrain.finish(result.run)
+        metrics = runs.read_json(result.run.path / "metrics.json")
     document = {
         "run": str(result.run.path),
         "epochs": result.epochs,
@@ -202,6 +252,62 @@ def _train(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         ]
     )
     return document, text
+
+
+def _retrain(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    if not options.data:
+        raise ConfigError(
+            "no new rows. Give the files: tfpipeline retrain --data feedback.csv (python -m serving feedback collect writes one)."
+        )
+    from tfpipeline import runs, runtime
+
+    former = runs.find(options.model, options.runs) if options.model else _newest_finished(options.runs)
+    runtime.check()
+    from tfpipeline.retrain import retrain
+
+    result, found = retrain(former, options.data, root=options.runs, overrides=options.set, against=options.against)
+    document: dict[str, Any] = {
+        "run": str(result.run.path),
+        "parent": str(former.path),
+        "comparison": found,
+        "gate": result.metrics["gate"],
+        "exported": None,
+    }
+    lines = [_compared(found), "", f"Run:       {result.run.path}, started from {former.path.name}"]
+    if options.no_export:
+        return document, "\n".join([*lines, "", f"Next:      tfpipeline export {result.run.path}"])
+    published, text = _publish(result.run, options.to)
+    document["exported"] = published
+    return document, "\n".join([*lines, text])
+
+
+def _newest_finished(root: Path) -> Any:
+    """`latest` may be a run that a gate refused or that was stopped: nothing to go on from."""
+    from tfpipeline import runs
+
+    finished = [run for run in runs.list_runs(root) if run.info["status"] == "finished"]
+    return finished[-1] if finished else runs.find("latest", root)
+
+
+def _compared(found: dict[str, Any]) -> str:
+    """The comparison of a retrained model, for people."""
+    rows = found["rows"]
+    lines = [f"Compared with {found['names'][1]}, which trained on none of these rows either: {found['verdict']}"]
+    for group, title in (("same_rows", "same rows"), ("feedback", "from feedback")):
+        if found[group] is not None:
+            one = found[group]
+            difference = one["accuracy_difference"]
+            lines.append(
+                f"  {title:<14} {one['n']:>6}   {100 * one['accuracy_b']:5.1f} % -> {100 * one['accuracy_a']:5.1f} %   "
+                f"{100 * difference['value']:+.1f} points [{100 * difference['low']:+.1f}, {100 * difference['high']:+.1f}]"
+            )
+    lines.append(f"  Only the same rows decide: down to {-100 * found['margin']:g} points at the lower end (evaluate.not_worse_margin).")
+    if rows["from_feedback"]:
+        lines.append("  Rows from feedback do not: people correct what the former model got wrong.")
+    left = rows["seen_in_training"] + rows["pseudo_labels"]
+    if left:
+        lines.append(f"  {left} test rows were left out: in the training of one of the two, or labelled by a model.")
+    return "\n".join(lines)
 
 
 def _evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
@@ -243,39 +349,70 @@ def _predict(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         raise ConfigError('give texts (tfpipeline predict MODEL "a text"), or --input FILE, not both and not neither.')
     if options.input and not options.output:
         raise ConfigError("--input needs --output FILE (.jsonl, .csv or .parquet).")
+    if options.shard and not options.input:
+        raise ConfigError("--shard is for --input FILE.")
+    shard = None
+    if options.shard:
+        from tfpipeline.score import Shard
+
+        shard = Shard.parse(options.shard)
     _, opened = _open(options)
-    from tfpipeline.export import answers, to_json_line
+    from tfpipeline.answers import answers, line, paired
 
     loaded = opened.config
     if options.input:
         from tfpipeline import score
 
-        return score.score_files(opened, loaded, options.input, Path(options.output))
-    texts, pairs = list(options.text), None
-    if opened.has_pairs:
-        if len(texts) % 2:
-            raise ConfigError(
-                f"this model takes pairs of texts; received {len(texts)} texts. Give first and second text, one after the other."
-            )
-        texts, pairs = texts[0::2], texts[1::2]
+        return score.score_files(opened, loaded, options.input, Path(options.output), shard)
+    texts, pairs = paired(opened.has_pairs, options.text)
     rows = list(answers(opened.labels, opened.task, loaded.data.label_separator, opened.predict(texts, pairs)))
     document = {"model": str(getattr(getattr(opened, "published", None), "path", options.model)), "predictions": rows}
-    lines = []
-    for text, row in zip(texts, rows, strict=True):
-        shares = "  ".join(f"{name} {value:.3f}" for name, value in sorted(row["probabilities"].items(), key=lambda item: -item[1])[:8])
-        lines.append(f"{row['label'] or '(none)'}\t{shares}" + (f"\t{to_json_line({'text': text})}" if len(texts) > 1 else ""))
+    lines = [
+        line(row) + (f"\t{json.dumps({'text': text}, ensure_ascii=False)}" if len(texts) > 1 else "")
+        for text, row in zip(texts, rows, strict=True)
+    ]
     return document, "\n".join(lines)
+
+
+def _explain(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    _, opened = _open(options)
+    from tfpipeline import explain
+    from tfpipeline.answers import paired
+
+    found = explain.explain(opened, *paired(opened.has_pairs, options.text))
+    model = str(getattr(getattr(opened, "published", None), "path", options.model))
+    text = explain.render(found, color=explain.wants_color(options.color, sys.stdout))
+    if options.html:
+        explain.write_html(Path(options.html), found, model)
+        text += f"\n\nPage: {options.html}"
+    return {"model": model, "explanations": found}, text
 
 
 def _export(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from tfpipeline import runs, runtime
 
     run = runs.find(options.model, options.runs)
+    packed = Path(options.sagemaker) if options.sagemaker else None
+    if packed is not None:
+        from tfpipeline import sagemaker
+
+        sagemaker.check_target(packed)
     runtime.check()
+    document, text = _publish(run, options.to, options.variant)
+    if packed is not None:
+        from serving.registry import open_published
+
+        sagemaker.pack(open_published(Path(document["model"])), packed)
+        document["sagemaker"] = str(packed)
+        text = f"SageMaker: {packed} ({packed.stat().st_size / 1e6:.1f} MB)\n{text}"
+    return document, text
+
+
+def _publish(run: Any, to: str, variant: str = "") -> tuple[dict[str, Any], str]:
     from tfpipeline.export import export
 
-    target = Path(options.to) if options.to else None
-    published = export(run, root=target.parent if target else None, name=target.name if target else "")
+    target = Path(to) if to else None
+    published = export(run, root=target.parent if target else None, name=target.name if target else "", variant=variant)
     manifest = published.manifest
     size = sum(file["bytes"] for file in manifest["files"].values())
     document = {
@@ -284,13 +421,23 @@ def _export(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         "version": published.version,
         "bytes": size,
         "parity": manifest["parity"],
+        "edge": str(published.path / "model.tflite") if "model.tflite" in manifest["files"] else None,
     }
     differences = max(manifest["parity"][key] for key in ("serving_default", "tokens", "classify"))
+    explained = manifest["explanations"]
+    words = (
+        f"attributions add up to within {explained['largest_gap']:.1e}"
+        if explained["steps"]
+        else "no explanations (export.explain_steps = 0)"
+    )
     text = "\n".join(
         [
             f"Published: {published.path} ({size / 1e6:.1f} MB)",
             f"Parity:    the three signatures agree with the trained model to {differences:.1e} on {manifest['parity']['texts']} texts",
             f"Ops:       {len(manifest['ops'])} kinds, all in stock TensorFlow Serving; {manifest['warmup_records']} warm-up records replayed",
+            f"Words:     {words}; `tfpipeline explain` shows which ones mattered",
+            f"Card:      {published.path / 'MODEL_CARD.md'}",
+            *([f"Edge:      {document['edge']}"] if document["edge"] else []),
             "",
             'Next:      make predict TEXT="the app lost my payment"',
         ]

@@ -1,22 +1,15 @@
 """A trained run to a published SavedModel that takes raw text. Frees serving from tokenizers and everybody from half-published models.
 
 In: a `Trained` (or a compressed variant of it). Out: `models/NAME/VERSION/`. Refuses to publish when any form of the model answers differently
-from the trained one, when a warm-up record fails, or when the graph holds an op that stock TensorFlow Serving does not have.
-
-| signature | in | out |
-|---|---|---|
-| `serving_default` | `text` string `[batch]` (and `text_pair`) | `label` string, `score` float32 `[batch]`; `probabilities`, `classes` `[batch, classes]` |
-| `tokens` | `input_ids`, `attention_mask`, `token_type_ids` int32 `[batch, length]` | `logits` float32 `[batch, classes]` |
-| `classify` | `inputs`: serialized `tf.Example` with `text` (and `text_pair`), string `[batch]` | `classes` string, `scores` float32 `[batch, classes]` |
-
-Any batch size including 0, texts of any length including none. With several labels a text, `label` joins those above 0.5 by the label separator.
+from the trained one, when the attributions of an explanation do not add up, when a warm-up record fails, or when the graph holds an op that stock
+TensorFlow Serving does not have. The signatures are those of `tfpipeline.served`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,84 +20,28 @@ import tensorflow as tf
 import tensorflow_text  # noqa: F401  registers the ops a loaded model needs
 
 from serving.registry import Published, Registry, open_published, sha256_of
-from tfpipeline import batches
+from serving.scripts import SCRIPTS, main_script
+from tfpipeline import batches, judge, model_card
+from tfpipeline.attribution import explained
 from tfpipeline.config import Config, load_dict
 from tfpipeline.data import open_prepared
 from tfpipeline.errors import ExportError, RunError
 from tfpipeline.progress import Progress
 from tfpipeline.runs import Run, git_state, read_json, utc_now
-from tfpipeline.trained import Trained, load, to_probabilities, token_spec
+from tfpipeline.served import Served
+from tfpipeline.text import Preprocessor
+from tfpipeline.trained import Trained, load, to_probabilities
 
 Probabilities = npt.NDArray[np.float32]
 
 # Ops that need the Python process or a compiler that stock TensorFlow Serving is built without.
 FORBIDDEN_OPS = frozenset({"PyFunc", "PyFuncStateless", "EagerPyFunc", "XlaLaunch", "XlaLaunchV2", "XlaHostCompute"})
 PROBE_TOLERANCE = 1e-3  # other processors round differently; a wrong model is off by far more
-
-
-class Served(tf.Module):
-    """The three signatures over one model and the training's own preprocessor."""
-
-    def __init__(self, trained: Trained, assets: Path) -> None:
-        super().__init__(name="classifier")
-        self.weights = list(trained.model.variables)  # a bare Keras model would bring its training graphs along
-        self.preprocessor = trained.preprocessor
-        self.assets = [tf.saved_model.Asset(str(assets / "vocab.txt")), tf.saved_model.Asset(str(assets / "labels.txt"))]
-        labels = tf.constant(list(trained.labels))
-        task, separator = trained.task, trained.config.data.label_separator
-        model = trained.model
-
-        def logits_of(tokens: dict[str, tf.Tensor]) -> tf.Tensor:
-            # Keras reshapes with -1, which is ambiguous for an empty batch: one row of padding goes in and is cut off again.
-            rows = tf.shape(tokens["input_ids"])[0]
-            extra = tf.cast(tf.equal(rows, 0), tf.int32)
-            padded = {name: tf.pad(tensor, [[0, extra], [0, 0]]) for name, tensor in tokens.items()}
-            padded["attention_mask"] = tf.where(tf.equal(rows, 0), tf.ones_like(padded["attention_mask"]), padded["attention_mask"])
-            return model(padded, training=False).logits[:rows]
-
-        def answer(tokens: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-            probabilities = to_probabilities(logits_of(tokens), task)
-            rows = tf.shape(probabilities)[0]
-            if task == "multi_label":
-                chosen = tf.ragged.boolean_mask(tf.tile(labels[tf.newaxis, :], [rows, 1]), probabilities > 0.5)
-                label = tf.strings.reduce_join(chosen, axis=1, separator=separator)
-            else:
-                label = tf.gather(labels, tf.argmax(probabilities, axis=1))
-            return {
-                "label": label,
-                "score": tf.reduce_max(probabilities, axis=1),
-                "probabilities": probabilities,
-                "classes": tf.tile(labels[tf.newaxis, :], [rows, 1]),
-            }
-
-        def by_example(inputs: tf.Tensor) -> dict[str, tf.Tensor]:
-            names = ["text", "text_pair"] if trained.has_pairs else ["text"]
-            parsed = tf.io.parse_example(inputs, {name: tf.io.FixedLenFeature([], tf.string) for name in names})
-            answered = answer(self.preprocessor(*[parsed[name] for name in names]))
-            return {"classes": answered["classes"], "scores": answered["probabilities"]}
-
-        string = tf.TensorSpec([None], tf.string)
-        if trained.has_pairs:
-            self.serve = tf.function(
-                lambda text, text_pair: answer(self.preprocessor(text, text_pair)),
-                input_signature=[tf.TensorSpec([None], tf.string, "text"), tf.TensorSpec([None], tf.string, "text_pair")],
-            )
-        else:
-            self.serve = tf.function(
-                lambda text: answer(self.preprocessor(text)), input_signature=[tf.TensorSpec([None], tf.string, "text")]
-            )
-        spec = token_spec()
-        self.tokens = tf.function(
-            lambda input_ids, attention_mask, token_type_ids: {
-                "logits": logits_of({"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids})
-            },
-            input_signature=[spec["input_ids"], spec["attention_mask"], spec["token_type_ids"]],
-        )
-        self.classify = tf.function(by_example, input_signature=[tf.TensorSpec(string.shape, tf.string, "inputs")])
-
-    def signatures(self) -> dict[str, Any]:
-        """By the names under which TensorFlow Serving finds them."""
-        return {"serving_default": self.serve, "tokens": self.tokens, "classify": self.classify}
+# Largest gap between what the attributions add up to and the difference of the two probabilities they explain: a twentieth of the scale.
+EXPLAIN_TOLERANCE = 0.05
+EXPLAIN_TEXTS = 8
+TOKEN_EDGES = [0, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1_000_000]
+CHARACTER_EDGES = [0, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096, 10_000_000]
 
 
 @dataclass
@@ -147,6 +84,19 @@ class Exported:
                     bar.update(len(rows))
         return result
 
+    def explain(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[dict[str, Any]]:
+        """Attributions of each text, one text at a time; see `tfpipeline.attribution`.
+
+        Raises:
+            ExportError: the model was published without the signature `explain`.
+        """
+        if "explain" not in self._loaded.signatures:
+            raise ExportError(
+                f"{self.published.path}: has no signature 'explain' (has: {', '.join(sorted(self._loaded.signatures))}). "
+                "Export its run again, with export.explain_steps above 0."
+            )
+        return explained(self._loaded.signatures["explain"], texts, pairs)
+
 
 def open_model(path: Path) -> Exported:
     """Opens a published model after checking every file's hash: a SavedModel is code.
@@ -167,13 +117,16 @@ def open_model(path: Path) -> Exported:
     )
 
 
-def export(run: Run, *, root: Path | None = None, name: str = "") -> Published:
-    """Publishes the best model of a finished run.
+def export(run: Run, *, root: Path | None = None, name: str = "", variant: str = "") -> Published:
+    """Publishes the best model of a finished run, or a smaller variant of it.
+
+    A variant that was converted (int8) brings its `model.tflite` along; the SavedModel beside it is the float model that file was made from.
 
     Args:
         run: a run with `metrics.json`.
         root: folder of models; default `export.root`.
         name: model name; default `export.name`, else the run's.
+        variant: of `tfpipeline compress`; empty: the model that was trained.
 
     Raises:
         RunError: the run is not finished.
@@ -185,43 +138,53 @@ def export(run: Run, *, root: Path | None = None, name: str = "") -> Published:
             f"{run.path}: is not evaluated yet (status: {run.info.get('status')}). Finish it: tfpipeline train --resume {run.path}"
         )
     metrics = read_json(run.path / "metrics.json")
-    trained = load(run)
+    trained = load(run, variant)
     corpus = open_prepared(run.path / "data")
+    compression: dict[str, Any] = {}
+    if variant:
+        compression = read_json(run.path / "compressed" / variant / "report.json")
+        metrics = judge.judge_variant(trained, corpus, metrics, compression)
     texts, pairs = _sample(corpus, config.export.parity_texts)
     registry = Registry(root or Path(config.export.root))
     with registry.publishing(name or config.export.name or config.name) as staged:
         _write(trained, staged.folder)
+        if compression.get("converted"):
+            shutil.copyfile(run.path / "compressed" / variant / "model.tflite", staged.folder / "model.tflite")
         ops = check_ops(staged.folder)
         reloaded = tf.saved_model.load(str(staged.folder))
         parity = check_parity(trained, reloaded, texts, pairs, config.export.parity_tolerance)
-        records = write_warmup(staged.folder, trained, staged.name, texts, pairs)
+        explanations = check_explanations(reloaded, texts, pairs, config.export.explain_steps)
+        records = write_warmup(staged.folder, trained, staged.name)
         replay_warmup(staged.folder, reloaded)
         probes = _probes(trained, texts, pairs, config.export.golden_probes)
-        return staged.publish(
-            {
-                "format": 1,
-                "created": utc_now().isoformat(timespec="seconds"),
-                "run": run.path.name,
-                "git": git_state(),
-                "versions": run.info["versions"],
-                "task": trained.task,
-                "has_pairs": trained.has_pairs,
-                "labels": list(trained.labels),
-                "signatures": {key: _describe(reloaded.signatures[key]) for key in ("serving_default", "tokens", "classify")},
-                "config": config.to_dict(),
-                "config_digest": config.digest(),
-                "data_fingerprint": corpus.fingerprint,
-                "vocabulary_sha256": sha256_of(staged.folder / "assets" / "vocab.txt"),
-                "backbone": {"name": trained.backbone.name, "sha256": trained.backbone.sha256},
-                "metrics": _headline(metrics),
-                "gate": metrics["gate"],
-                "parity": parity,
-                "ops": ops,
-                "warmup_records": records,
-                "golden_probes": probes,
-                "reference": metrics["reference"],
-            }
-        )
+        manifest = {
+            "format": 1,
+            "created": utc_now().isoformat(timespec="seconds"),
+            "run": run.path.name,
+            "git": git_state(),
+            "versions": run.info["versions"],
+            "task": trained.task,
+            "has_pairs": trained.has_pairs,
+            "labels": list(trained.labels),
+            "signatures": {key: _describe(signature) for key, signature in reloaded.signatures.items()},
+            "config": config.to_dict(),
+            "config_digest": config.digest(),
+            "data_fingerprint": corpus.fingerprint,
+            "vocabulary_sha256": sha256_of(staged.folder / "assets" / "vocab.txt"),
+            "backbone": {"name": trained.backbone.name, "sha256": trained.backbone.sha256},
+            "metrics": _headline(metrics),
+            "gate": metrics["gate"],
+            "parity": parity,
+            "explanations": explanations,
+            "ops": ops,
+            "warmup_records": records,
+            "golden_probes": probes,
+            **({"compression": compression} if compression else {}),
+            "reference": {**metrics["reference"], **text_reference(trained.preprocessor, corpus.split(metrics["split"]))},
+        }
+        card = model_card.render(staged.name, manifest, metrics, corpus.report)
+        (staged.folder / "MODEL_CARD.md").write_text(card, encoding="utf-8")
+        return staged.publish(manifest)
 
 
 def _write(trained: Trained, folder: Path) -> None:
@@ -291,8 +254,69 @@ def check_parity(trained: Trained, reloaded: Any, texts: list[str], pairs: list[
     return {"texts": len(texts), "tolerance": tolerance, **{key: difference for key, (difference, _) in worst.items()}}
 
 
-def write_warmup(folder: Path, trained: Trained, name: str, texts: list[str], pairs: list[str] | None) -> int:
-    """`assets.extra/tf_serving_warmup_requests`: one Predict per length bucket, one of each other signature. Returns how many."""
+def check_explanations(reloaded: Any, texts: list[str], pairs: list[str] | None, steps: int) -> dict[str, Any]:
+    """The largest gap between an explanation and what it explains, on a few texts and on an empty one.
+
+    Raises:
+        ExportError: naming the text, when the gap is over `EXPLAIN_TOLERANCE` or the explained score is not the served one.
+    """
+    if not steps:
+        return {"steps": 0}
+    rows = [*range(min(EXPLAIN_TEXTS, len(texts))), texts.index("")]
+    chosen, partners = [texts[row] for row in rows], None if pairs is None else [pairs[row] for row in rows]
+    columns = {"text": tf.constant(chosen)} | ({} if partners is None else {"text_pair": tf.constant(partners)})
+    scores = reloaded.signatures["serving_default"](**columns)["score"].numpy()
+    found = explained(reloaded.signatures["explain"], chosen, partners)
+    worst = max(range(len(rows)), key=lambda row: abs(found[row]["gap"]))
+    apart = max(range(len(rows)), key=lambda row: abs(found[row]["score"] - scores[row]))
+    largest = abs(found[worst]["gap"])
+    if not largest <= EXPLAIN_TOLERANCE:
+        raise ExportError(
+            f"signature 'explain': the attributions miss the difference in probability by {largest:.3g} (allowed {EXPLAIN_TOLERANCE:g}) for the text "
+            f"{chosen[worst][:80]!r}. Nothing was published. Raise export.explain_steps (now {steps}), or leave explanations out with 0."
+        )
+    if not abs(found[apart]["score"] - scores[apart]) <= PROBE_TOLERANCE:
+        raise ExportError(
+            f"signature 'explain': explains the score {found[apart]['score']:.6f}, but {scores[apart]:.6f} is served for the text "
+            f"{chosen[apart][:80]!r}. Nothing was published."
+        )
+    return {"steps": steps, "texts": len(rows), "tolerance": EXPLAIN_TOLERANCE, "largest_gap": largest, "baseline": "[MASK]"}
+
+
+def text_reference(preprocessor: Preprocessor, examples: Any) -> dict[str, Any]:
+    """What the texts of a split look like, as the journal of a served model records it: the other half of the manifest's `reference`.
+
+    `tokens` is what the signature `serving_default` answers: pieces after cutting. `unknown_share` is the mean of its `unknown`, each text weighing as
+    many as its tokens. `characters` and `scripts` are of the texts as sent; of a pair, of the first text.
+    """
+    string = tf.TensorSpec([None], tf.string)
+    count = tf.function(
+        lambda *columns: preprocessor.count_read(preprocessor(*columns)), input_signature=[string] * (1 if examples.pairs is None else 2)
+    )
+    tokens, unknown, characters = np.zeros(len(examples), np.int64), np.zeros(len(examples)), np.zeros(len(examples), np.int64)
+    scripts = dict.fromkeys(SCRIPTS, 0)
+    for start in range(0, len(examples), 1024):
+        rows = np.arange(start, min(start + 1024, len(examples)))
+        texts, pairs = examples.text_batch(rows)
+        read = count(*[tf.constant(column, tf.string) for column in (texts, pairs) if column is not None])
+        tokens[rows], unknown[rows] = read[0].numpy(), read[1].numpy()
+        characters[rows] = [len(text) for text in texts]
+        for text in texts:
+            scripts[main_script(text)] += 1
+    return {
+        "tokens": {"edges": TOKEN_EDGES, "counts": np.histogram(tokens, bins=TOKEN_EDGES)[0].tolist()},
+        "unknown_share": round(float((unknown * tokens).sum() / max(1, tokens.sum())), 6),
+        "characters": {"edges": CHARACTER_EDGES, "counts": np.histogram(characters, bins=CHARACTER_EDGES)[0].tolist()},
+        "scripts": scripts,
+    }
+
+
+def write_warmup(folder: Path, trained: Trained, name: str) -> int:
+    """`assets.extra/tf_serving_warmup_requests`: one Predict per length bucket, one of each other signature but `explain`. Returns how many.
+
+    Explanations are not warmed up: they are rare, and a gradient through 32 points for each bucket would make every load wait.
+    The texts are made up, so that no text of the data lies in the file.
+    """
     from tensorflow_serving.apis import prediction_log_pb2
 
     records = []
@@ -308,7 +332,8 @@ def write_warmup(folder: Path, trained: Trained, name: str, texts: list[str], pa
         if trained.has_pairs:
             request.inputs["text_pair"].CopyFrom(tf.make_tensor_proto(long))
         records.append(log)
-    tokens = trained.preprocessor(tf.constant(texts[:1]), *([tf.constant(pairs[:1])] if pairs is not None else []))
+    row = [word] * (2 if trained.has_pairs else 1)
+    tokens = trained.preprocessor(*[tf.constant([text]) for text in row])
     log = prediction_log_pb2.PredictionLog()
     log.predict_log.request.model_spec.name = name
     log.predict_log.request.model_spec.signature_name = "tokens"
@@ -319,8 +344,7 @@ def write_warmup(folder: Path, trained: Trained, name: str, texts: list[str], pa
     request = log.classify_log.request
     request.model_spec.name = name
     request.model_spec.signature_name = "classify"
-    row = [texts[0].encode()] + ([pairs[0].encode()] if pairs is not None else [])
-    request.input.example_list.examples.append(tf.train.Example.FromString(_example(row)))
+    request.input.example_list.examples.append(tf.train.Example.FromString(_example([text.encode() for text in row])))
     records.append(log)
     target = folder / "assets.extra" / "tf_serving_warmup_requests"
     target.parent.mkdir()
@@ -362,15 +386,7 @@ def _example(columns: Sequence[bytes]) -> bytes:
 
 def _sample(corpus: Any, count: int) -> tuple[list[str], list[str] | None]:
     """Texts of test, then validation, then train, and the awkward ones that no corpus has."""
-    texts: list[str] = []
-    pairs: list[str] | None = [] if corpus.has_pairs else None
-    for name in ("test", "validation", "train"):
-        examples = corpus.split(name)
-        rows = np.arange(min(len(examples), max(0, count - len(texts))))
-        more, more_pairs = examples.text_batch(rows)
-        texts += more
-        if pairs is not None:
-            pairs += more_pairs or []
+    texts, pairs = corpus.some_texts(count)
     for awkward in ("", " ", "?!", "a" * 300, "émigré 中文 🙂", "word " * 2000):
         texts.append(awkward)
         if pairs is not None:
@@ -409,22 +425,3 @@ def _describe(signature: Any) -> dict[str, Any]:
         "inputs": {key: shape(spec) for key, spec in signature.structured_input_signature[1].items()},
         "outputs": {key: shape(spec) for key, spec in signature.structured_outputs.items()},
     }
-
-
-def answers(labels: tuple[str, ...], task: str, separator: str, probabilities: Probabilities) -> Iterator[dict[str, Any]]:
-    """Probabilities as a person reads them: label, score, probability of each label."""
-    for row in probabilities:
-        if task == "multi_label":
-            label = separator.join(name for name, value in zip(labels, row, strict=True) if value > 0.5)
-        else:
-            label = labels[int(row.argmax())]
-        yield {
-            "label": label,
-            "score": round(float(row.max()), 6),
-            "probabilities": {name: round(float(value), 6) for name, value in zip(labels, row, strict=True)},
-        }
-
-
-def to_json_line(value: dict[str, Any]) -> str:
-    """One line of JSON, non-ASCII text as it is."""
-    return json.dumps(value, ensure_ascii=False)
