@@ -39,13 +39,23 @@ def quantizers(model: trained.Trained, corpus: data.Corpus) -> Quantizers:
     return calibrate(model, texts, None, (), model.config.text.max_length)
 
 
-def test_dynamic_range_answers_nearly_as_the_model(model: trained.Trained, rows: measure.Rows) -> None:
-    converted, told = integer.int8_dynamic(model, Int8Dynamic())
+def test_dynamic_range_answers_nearly_as_the_model(model: trained.Trained, corpus: data.Corpus, rows: measure.Rows) -> None:
+    converted, told = integer.int8_dynamic(model, corpus, Int8Dynamic(calibration_rows=30))
     texts, _ = rows.examples.text_batch(np.arange(len(rows.examples)))
     np.testing.assert_allclose(EdgeModel(converted).predict(texts), rows.probabilities, atol=0.1)
     assert told["mode"] == "dynamic"
     # All products with a kernel in the two encoder layers, query, key and value being one; the factors of attention's own products are no weights.
     assert told["matmuls"]["dynamic"] == 4 * 2
+
+
+def test_a_4_bit_table_is_half_as_large(model: trained.Trained, corpus: data.Corpus, rows: measure.Rows) -> None:
+    whole, _ = integer.int8_dynamic(model, corpus, Int8Dynamic(calibration_rows=30))
+    small, told = integer.int8_dynamic(model, corpus, Int8Dynamic(calibration_rows=30, table_bits=4))
+    assert told["table_bits"] == 4
+    table = model.model.bert.embeddings.weight.shape.num_elements()
+    assert len(whole) - len(small) == pytest.approx(table / 2, abs=1500)  # the arithmetic behind the lookup takes some back
+    texts, _ = rows.examples.text_batch(np.arange(len(rows.examples)))
+    np.testing.assert_allclose(EdgeModel(small).predict(texts), rows.probabilities, atol=0.15)
 
 
 def test_within_the_budget_nothing_is_kept_in_float(model: trained.Trained, corpus: data.Corpus, rows: measure.Rows) -> None:
@@ -91,7 +101,7 @@ def test_the_product_that_does_harm_is_found(model: trained.Trained, corpus: dat
     assert (spoilt, "input") in quantizers.ranges
     ranges = {**quantizers.ranges, (spoilt, "input"): (-1e-3, 1e-3)}
     texts, _ = corpus.train.text_batch(np.arange(8))
-    found = integer.harm(model, texts, None, Quantizers(ranges, ()))
+    found = integer.harm(model, texts, None, Quantizers(ranges, (), quantizers.scales))
     assert found[0][1] == spoilt
     assert found[0][0] > 5 * found[1][0]
     assert {product for _, product in found} == {product for product, _ in ranges}

@@ -9,9 +9,9 @@ import pytest
 import tensorflow as tf
 
 from tests.edge_files import LABELS, TEXTS, tiny
-from tfpipeline.edge import convert, flat, inspect, metadata
+from tfpipeline.edge import convert, flat, inspect, metadata, probe
 from tfpipeline.edge.calibration import calibrate
-from tfpipeline.edge.graph import EdgeGraph
+from tfpipeline.edge.graph import EdgeGraph, dense_layers
 from tfpipeline.edge.runner import EdgeModel
 from tfpipeline.errors import ConfigError
 from tfpipeline.trained import Trained
@@ -35,6 +35,23 @@ def test_the_edge_graph_is_the_model(made: Trained) -> None:
             tokens = made.preprocessor(tf.constant([text]))
             found = graph(tokens["input_ids"], tokens["attention_mask"], tokens["token_type_ids"])
             np.testing.assert_allclose(found[0], expected[row], atol=2e-6)
+
+
+def test_scales_of_columns_change_no_answer(made: Trained) -> None:
+    """Balanced inputs and stretched results are the same numbers until something is rounded; and what sticks out, sticks out less."""
+    rows = probe.token_rows(made, TEXTS, None, 32)
+    scales = probe.column_scales(made, rows)
+    assert set(scales.balance) == {f"layer_{layer}/{product}" for layer in range(2) for product in ("query", "intermediate")}
+    assert set(scales.stretch) == {f"layer_{layer}/{product}" for layer in range(2) for product in ("attention_output", "output")}
+    assert max(np.abs(scale - 1).max() for scale in scales.balance.values()) > 0.1
+    for fuse in (True, False):
+        graph = EdgeGraph(made, fuse=fuse, balance=scales.balance, stretch=scales.stretch)
+        for row, expected in zip(rows, made.predict([TEXTS[number] for number in probe._spread(TEXTS, 200)]), strict=True):
+            np.testing.assert_allclose(graph(*row)[0], expected, atol=2e-6)
+    values = [probe.watched(made, scales)(*row) for row in rows]
+    for product in scales.stretch:
+        columns = np.max([np.abs(value[f"{product}:result"]).max(axis=0) for value in values], axis=0)
+        np.testing.assert_allclose(columns, 1.0, rtol=1e-4)
 
 
 @pytest.mark.parametrize("lengths", [(), (8, 16, 64)], ids=["any length", "three lengths"])
@@ -72,6 +89,12 @@ def test_dynamic_range_stores_int8_and_multiplies_in_int8(made: Trained) -> None
     assert len(small.data) < len(whole.data)
 
 
+def test_dynamic_range_balances_with_texts(made: Trained) -> None:
+    plain, balanced = (convert.convert(made, mode="dynamic", calibration=texts) for texts in ((), TEXTS))
+    assert balanced.report["matmuls"] == plain.report["matmuls"]
+    assert np.abs(EdgeModel(balanced.data).predict(TEXTS) - made.predict(TEXTS)).max() < 0.1
+
+
 def test_several_lengths_share_one_set_of_weights(made: Trained) -> None:
     def weights(data: bytes) -> int:
         """Bytes of all constants."""
@@ -97,6 +120,20 @@ def test_products_that_are_named_stay_in_float(made: Trained) -> None:
     assert metadata.read(file.data).description["kept_float"] == file.report["kept_float"]
 
 
+def test_kernels_of_products_in_float_are_stored_in_int8(made: Trained) -> None:
+    whole = convert.convert(made, mode="int8", lengths=(), calibration=TEXTS)
+    kept = convert.convert(made, mode="int8", lengths=(), calibration=TEXTS, keep_float=("*/intermediate", "*/output", "*/query"))
+    kernels = sum(
+        layer.kernel.shape.num_elements()
+        for name, layer in dense_layers(made.model).items()
+        if name.endswith(("/intermediate", "/output", "/query"))
+    )
+    assert kept.report["matmuls"]["float"] == 6
+    assert abs(len(kept.data) - len(whole.data)) < 0.5 * kernels  # a byte a number was there already; in float there would be three more
+    expected = made.predict(TEXTS)
+    assert np.abs(EdgeModel(kept.data).predict(TEXTS) - expected).max() < 0.15
+
+
 def test_ranges_hold_zero_and_leave_out_what_is_rare(made: Trained) -> None:
     quantizers = calibrate(made, TEXTS, None, (), 32)
     assert all(low <= 0.0 <= high for low, high in quantizers.ranges.values())
@@ -116,6 +153,10 @@ def test_ranges_hold_zero_and_leave_out_what_is_rare(made: Trained) -> None:
         (
             {"mode": "int8", "calibration": ("a",)},
             "int8: expected at least 20 texts to calibrate on, received 1. Give texts of the training data.",
+        ),
+        (
+            {"table_bits": 4},
+            "table_bits: expected 8, or 4 with mode 'dynamic' or 'int8' and calibration texts, received 4 with mode 'dynamic' and 0 texts.",
         ),
         ({"mode": "int8", "calibration": TEXTS, "keep_float": ("layer_9/*",)}, "keep_float: no matrix product is called 'layer_9/*'"),
     ],

@@ -32,6 +32,21 @@ def test_threads_that_come_too_late() -> None:
         runtime.apply(RuntimeConfig(threads=63))
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator alone has these settings")
+@pytest.mark.parametrize(("kept", "given"), [(True, {}), (False, {"MALLOC_MMAP_MAX_": "65536"})], ids=["as we want it", "as the user says"])
+def test_a_large_buffer_that_was_freed_is_not_faulted_in_again(kept: bool, given: dict[str, str]) -> None:
+    """45 MiB are a gradient of BERT's word embeddings: 11,520 pages of 4 KiB."""
+    code = (
+        "import resource; from tfpipeline import runtime; runtime.keep_memory()\n"
+        "def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "for _ in range(5): before = faults(); b'x' * (45 << 20); after = faults()\n"
+        "print(after - before)"
+    )
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")} | given
+    found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, timeout=60)
+    assert (int(found.stdout) < 500) is kept, found.stdout
+
+
 def test_keras_3_is_refused_with_the_way_out() -> None:
     code = "import tfpipeline, tensorflow\nfrom tfpipeline import runtime\nruntime.check()"
     done = subprocess.run(

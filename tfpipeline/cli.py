@@ -479,7 +479,7 @@ def _config(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         if setting.bounds:
             lines.append(f"  bounds: {setting.bounds}")
         if setting.choices:
-            lines.append(f"  choices: {', '.join(setting.choices)}")
+            lines.append(f"  choices: {', '.join(map(str, setting.choices))}")
         document = {key: getattr(setting, key) for key in ("key", "type", "default", "meaning", "unit", "bounds", "source", "choices")}
         return document, "\n".join(lines)
     loaded = _load_config(options)

@@ -109,7 +109,7 @@ class Setting:
     meaning: str
     unit: str
     source: str
-    choices: tuple[str, ...]
+    choices: tuple[str, ...] | tuple[int, ...]
     bounds: str
 
 
@@ -263,7 +263,7 @@ def check_value(value: Any, annotation: Any, metadata: Mapping[str, Any]) -> Any
         raise ValueError(f"takes {_type_name(annotation)}, received {value!r}.")
     if metadata["choices"] and value not in metadata["choices"]:
         raise ValueError(
-            f"takes one of {', '.join(metadata['choices'])}, received {value!r}.{did_you_mean(str(value), metadata['choices'])}"
+            f"takes one of {', '.join(map(str, metadata['choices']))}, received {value!r}.{did_you_mean(str(value), map(str, metadata['choices']))}"
         )
     if isinstance(value, int | float) and not isinstance(value, bool):
         low, high, above, below = metadata["low"], metadata["high"], metadata["above"], metadata["below"]

@@ -7,6 +7,7 @@ that come too late in the life of the process.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import logging
 import os
 import sys
@@ -20,6 +21,9 @@ from tfpipeline.config import RuntimeConfig
 from tfpipeline.errors import ConfigError, DependencyError
 
 logger = logging.getLogger(__name__)
+
+# glibc's malloc.h: parameter to value.
+_KEEP_MEMORY = {"M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, 2**31 - 1), "M_TOP_PAD": (-2, 64 * 2**20)}
 
 
 def quiet() -> None:
@@ -37,6 +41,7 @@ def quiet() -> None:
 
 def check() -> None:
     """Raises DependencyError when the training stack is missing or TensorFlow already runs with Keras 3."""
+    keep_memory()
     try:
         with _quiet_stderr():
             import tensorflow as tf
@@ -54,6 +59,21 @@ def check() -> None:
             "TensorFlow runs with Keras 3; the TF classes of transformers need Keras 2. Import tfpipeline before tensorflow, "
             "or set TF_USE_LEGACY_KERAS=1 before the first import."
         )
+
+
+def keep_memory() -> None:
+    """Has the allocator keep what TensorFlow frees, for TensorFlow to take again.
+
+    By its own rules glibc gives every buffer above 32 MiB back to the kernel at once, and a gradient of the word embeddings is 45 MiB: each training step then
+    faults in, and has the kernel clear, hundreds of MiB that it just had. On two virtual cores that was half of the time of a step (benchmarks/README.md). The price
+    is memory that stays with the process while it lives. Does nothing where the C library is not glibc, or where `MALLOC_MMAP_MAX_` says what to do.
+    """
+    if not sys.platform.startswith("linux") or "MALLOC_MMAP_MAX_" in os.environ:
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for parameter, value in _KEEP_MEMORY.values():
+            mallopt(parameter, value)
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ def setting(
     *,
     unit: str = "",
     source: str = "",
-    choices: Sequence[str] = (),
+    choices: Sequence[str] | Sequence[int] = (),
     low: float | None = None,
     high: float | None = None,
     above: float | None = None,

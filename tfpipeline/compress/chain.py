@@ -236,7 +236,7 @@ class _Chain:
             model, told = finetune(model, original.run, config, self.work / f"train-{number}")
             return model, None, told
         if step.kind == "int8_dynamic":
-            converted, told = int8_dynamic(model, step.settings)
+            converted, told = int8_dynamic(model, original.corpus, step.settings)
         else:
             converted, told = int8_full(model, original.corpus, original.rows, step.settings, self.budget, original.threads)
         return model, converted, told

@@ -30,9 +30,12 @@ SUSPECT_TEXTS = 64  # that each product is tried on
 _LEAST_PROBABILITY = 1e-6
 
 
-def int8_dynamic(trained: Trained, settings: Int8Dynamic) -> tuple[bytes, dict[str, Any]]:
-    """The file, and what `convert` reports."""
-    converted = convert.convert(trained, mode="dynamic", lengths=settings.lengths)
+def int8_dynamic(trained: Trained, corpus: Corpus, settings: Int8Dynamic) -> tuple[bytes, dict[str, Any]]:
+    """The file, and what `convert` reports; training rows of the corpus tell which columns are long, and where the table of word pieces may be coarse."""
+    texts, pairs = _some(corpus, settings.calibration_rows, trained.config.runtime.seed)
+    converted = convert.convert(
+        trained, mode="dynamic", lengths=settings.lengths, calibration=texts, calibration_pairs=pairs, table_bits=settings.table_bits
+    )
     return converted.data, _without_operators(converted.report)
 
 
@@ -61,7 +64,13 @@ def int8_full(
     tried = 0
     while True:
         converted = convert.convert(
-            trained, mode="int8", lengths=settings.lengths, calibration=texts, calibration_pairs=pairs, keep_float=tuple(keep)
+            trained,
+            mode="int8",
+            lengths=settings.lengths,
+            calibration=texts,
+            calibration_pairs=pairs,
+            keep_float=tuple(keep),
+            table_bits=settings.table_bits,
         )
         tried += 1
         drop = _drop(trained, rows, EdgeModel(converted.data, threads=threads))

@@ -37,6 +37,7 @@ from tfpipeline.errors import ConfigError
 from tfpipeline.settings import setting
 
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_TABLE_BITS = "Of a number in the table of word pieces; 4 halves it and is rounded where the answers of training texts depend on it least."
 ORIGINAL = "original"  # as `compress.distill_from`: the run that is compressed
 
 
@@ -89,6 +90,8 @@ class Int8Dynamic:
     lengths: tuple[int, ...] = setting(
         (), "One signature for each; empty: one graph of any length, the fastest on CPUs, because nothing is padding.", low=3, high=512
     )
+    calibration_rows: int = setting(256, "Training rows that tell which columns are long.", unit="rows", low=1)
+    table_bits: int = setting(8, _TABLE_BITS, unit="bits", choices=(8, 4))
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,7 @@ class Int8Full:
         (16, 32, 64, 128), "One signature for each; those beyond `text.max_length` do not count.", low=3, high=512
     )
     calibration_rows: int = setting(256, "Training rows of every length that the ranges are taken from.", unit="rows", low=1)
+    table_bits: int = setting(8, _TABLE_BITS, unit="bits", choices=(8, 4))
     keep_float: tuple[str, ...] = setting((), "Operations that stay in float from the start.")
     most_float: float = setting(0.1, "Share of the matrix products that may stay in float before the step gives up.", low=0.0, high=1.0)
 

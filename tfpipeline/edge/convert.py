@@ -23,7 +23,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -31,9 +31,10 @@ import tensorflow as tf
 import tensorflow_text as tf_text
 
 from tfpipeline import __version__
-from tfpipeline.edge import inspect, metadata
-from tfpipeline.edge.calibration import Int8Table, Quantizers, calibrate, scales
-from tfpipeline.edge.graph import INPUTS, EdgeGraph, Floats
+from tfpipeline.edge import inspect, metadata, probe
+from tfpipeline.edge.calibration import calibrate
+from tfpipeline.edge.graph import INPUTS, EdgeGraph, Lookup, dense_layers
+from tfpipeline.edge.tables import Int4Table, Int8Table
 from tfpipeline.errors import ConfigError, ExportError
 from tfpipeline.trained import Trained
 
@@ -47,7 +48,7 @@ class Converted:
 
     Attributes:
         data: the bytes of the `.tflite`.
-        report: `mode`, `form`, `lengths`, `bytes`, `matmuls` (counts of int8, dynamic, float), `int8_share`, `kept_float`, `operators`.
+        report: `mode`, `form`, `lengths`, `bytes`, `matmuls` (counts of int8, dynamic, float), `int8_share`, `kept_float`, `table_bits`, `operators`.
     """
 
     data: bytes
@@ -63,6 +64,7 @@ def convert(
     calibration: Sequence[str] = (),
     calibration_pairs: Sequence[str] | None = None,
     keep_float: Sequence[str] = (),
+    table_bits: int = 8,
 ) -> Converted:
     """Converts; see the module's docstring.
 
@@ -71,22 +73,39 @@ def convert(
         mode: `float32`, `dynamic` or `int8`.
         form: `ids` or `text`.
         lengths: of the signatures, special tokens included; empty: one graph of any length. Those above `text.max_length` are left out.
-        calibration: texts that int8 ranges are measured on; `dynamic` balances its inputs with them, and does without where none are given.
+        calibration: real texts, those of training: `int8` takes its ranges from them, `dynamic` balances its inputs with them, and does without where none are given.
         calibration_pairs: their second texts.
         keep_float: matrix products that stay in float in mode `int8`, by name or pattern (`layer_5/output`, `*/scores`).
+        table_bits: of a number in the table of word pieces, 8 or 4; 4 needs calibration texts.
 
     Raises:
         ConfigError: an argument is wrong.
         ExportError: the model cannot be converted.
     """
     kept_lengths = _checked(trained, mode, form, lengths, keep_float)
-    quantizers, balance = None, {}
+    if table_bits not in (4, 8) or (table_bits == 4 and (mode == "float32" or not calibration)):
+        raise ConfigError(
+            f"table_bits: expected 8, or 4 with mode 'dynamic' or 'int8' and calibration texts, received {table_bits} with mode {mode!r} and {len(calibration)} texts."
+        )
     learned = is_quantized(trained)
+    rows = probe.token_rows(trained, calibration, calibration_pairs, trained.config.text.max_length) if calibration else []
+    quantizers = None
     if mode == "int8" and not learned:
         quantizers = calibrate(trained, calibration, calibration_pairs, keep_float, trained.config.text.max_length)
-    elif mode == "dynamic" and not learned and calibration:
-        balance = scales(trained, calibration, calibration_pairs, trained.config.text.max_length).balance
-    graph = _graph(trained, quantizers, mode, balance)
+    if mode == "float32":
+        graph = EdgeGraph(trained, fuse=not learned)
+    else:
+        weight = trained.model.bert.embeddings.weight
+        # Where a graph holds fake quantization, the converter leaves every other weight in float, unless it is rounded in the graph.
+        fake = learned or mode == "int8"
+        lookup: Lookup = Int8Table(weight, fake=fake) if table_bits == 8 else Int4Table(weight, probe.table_sensitivity(trained, rows))
+        if quantizers is None:
+            balance = probe.column_scales(trained, rows).balance if rows and not learned else {}
+            graph = EdgeGraph(trained, lookup=lookup, fuse=not learned, balance=balance)
+        else:
+            layers = dense_layers(trained.model)
+            kernels = {name: Int8Table(layers[name].kernel, fake=True) for name in quantizers.kept if name in layers}
+            graph = quantizers.graph(trained, stored=kernels, lookup=lookup)
     functions = {"serving_default": _from_text(trained, graph)} if form == "text" else _from_ids(graph, kept_lengths)
     model = _converted(functions, trained, graph, mode, form)
     report: dict[str, Any] = {
@@ -96,6 +115,7 @@ def convert(
         "matmuls": inspect.count_products(model),
         "kept_float": list(quantizers.kept) if quantizers else [],
         "quantization_aware": learned,
+        "table_bits": 32 if mode == "float32" else table_bits,
         "operators": inspect.operators(model),
     }
     report["int8_share"] = report["matmuls"]["int8"] / max(1, sum(report["matmuls"].values()))
@@ -123,7 +143,7 @@ def describe(trained: Trained, report: dict[str, Any]) -> dict[str, Any]:
             "lower_case": trained.preprocessor.lower_case,
         },
         "backbone": trained.backbone.name,
-        **{key: report[key] for key in ("mode", "form", "lengths", "matmuls", "kept_float", "quantization_aware")},
+        **{key: report[key] for key in ("mode", "form", "lengths", "matmuls", "kept_float", "quantization_aware", "table_bits")},
     }
 
 
@@ -181,23 +201,11 @@ def _from_text(trained: Trained, graph: EdgeGraph) -> Any:
     return tf.function(answer, input_signature=[tf.TensorSpec([1], tf.string, name="text")]).get_concrete_function()
 
 
-def _graph(trained: Trained, quantizers: Quantizers | None, mode: str, balance: Mapping[str, Floats]) -> EdgeGraph:
-    if mode == "float32":
-        return EdgeGraph(trained, fuse=not is_quantized(trained))
-    # Where a graph holds fake quantization, the converter leaves every other weight in float: the table of word pieces and the kernels of products that
-    # stay in float are rounded in the graph, so that the file holds them in int8 all the same.
-    learned = is_quantized(trained)
-    lookup = Int8Table(trained.model.bert.embeddings.weight, fake=learned or mode == "int8")
-    if quantizers is None:
-        return EdgeGraph(trained, lookup=lookup, fuse=not learned, balance=balance)
-    return quantizers.graph(trained, stored=quantizers.kept, lookup=lookup)
-
-
 def _converted(functions: dict[str, Any], trained: Trained, graph: EdgeGraph, mode: str, form: str) -> bytes:
     holder = tf.Module()
     # The variables alone: saving the model itself would trace all its layers and ask for the metrics of training.
     holder.weights = [*trained.model.weights]
-    holder.lookup = graph.lookup
+    holder.tables = [graph.lookup, *graph.stored.values()]
     with tempfile.TemporaryDirectory() as folder, _silent():
         tf.saved_model.save(holder, folder, signatures=functions)
         converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=list(functions))

@@ -20,7 +20,7 @@ Every matrix product has a name: `layer_2/query`, `key`, `value`, `scores`, `con
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,8 @@ INPUTS = ("ids", "mask", "segment_ids")
 # What is done to a factor or a result of a product: (product, "input" | "other" | "result", value) -> value. See `calibration`.
 Floats = npt.NDArray[np.float32]
 Point = Callable[[str, str, tf.Tensor], tf.Tensor]
+# Row numbers int32 `[rows]` to rows of a table float32 `[rows, width]`. See `tables`.
+Lookup = Callable[[tf.Tensor], tf.Tensor]
 
 
 class EdgeGraph:
@@ -43,7 +45,8 @@ class EdgeGraph:
     Args:
         trained: the model.
         point: called on both factors (kernels excepted) and the result of each product; None: nothing is done to them.
-        stored: products whose kernels are rounded in the graph, with one scale a column, so that the file holds them in int8 though they multiply in float.
+        stored: product to the rows of its kernel as the file holds them, float32 `[inputs, outputs]` of row numbers: for products that multiply in float where a
+            plain kernel would be stored in float too. They are neither balanced nor stretched.
         balance: product (`layer_2/query` stands for key and value too) to float32 `[width]`: what the columns of its input are divided by and the rows of its kernel
             multiplied by.
         stretch: product to float32 `[width]`: its result is computed divided by this, and multiplied by it behind `point`.
@@ -56,8 +59,8 @@ class EdgeGraph:
         trained: Trained,
         *,
         point: Point | None = None,
-        stored: Sequence[str] = (),
-        lookup: Callable[[tf.Tensor], tf.Tensor] | None = None,
+        stored: Mapping[str, Lookup] | None = None,
+        lookup: Lookup | None = None,
         fuse: bool = True,
         balance: Mapping[str, Floats] | None = None,
         stretch: Mapping[str, Floats] | None = None,
@@ -67,7 +70,7 @@ class EdgeGraph:
         self._point = point or (lambda product, role, value: value)
         self.lookup = lookup or (lambda ids: tf.gather(trained.model.bert.embeddings.weight, ids))
         self._max_length = trained.config.text.max_length
-        self._stored = frozenset(stored)
+        self.stored = dict(stored or {})
         self._fuse = fuse
         self._balance = balance or {}
         self._stretch = stretch or {}
@@ -76,7 +79,7 @@ class EdgeGraph:
         """Probabilities float32 `[1, classes]`; the inputs int32 `[1, length]`."""
         model = self._model
         keep = tf.cast(mask, tf.float32)
-        self._one = keep[:, :1]  # [CLS] is never padding
+        self._one = mask[0, 0]  # [CLS] is never padding
         scores_mask = (1.0 - keep) * MASKED  # [1, length]: broadcast over heads and queries
         hidden = self._embed(model.bert.embeddings, tf.reshape(ids, [-1]), tf.reshape(segment_ids, [-1]), ids.shape[1], mask)
         for number, layer in enumerate(model.bert.encoder.layer):
@@ -149,28 +152,38 @@ class EdgeGraph:
     def _dense(self, name: str, layer: Any, values: tf.Tensor, scale: float = 1.0, rows: Any = None) -> tf.Tensor:
         if not _is_plain(layer):
             return layer(values)
-        kernel, bias = (layer.kernel, layer.bias) if scale == 1.0 else (layer.kernel * scale, layer.bias * scale)
-        if rows is None:
-            values, rows = self._balanced(name, values)
-        kernel = kernel * rows
-        stretch = None if name in self._stored else self._stretch.get(name)
-        if stretch is not None:
-            kernel, bias = kernel / stretch, bias / stretch
-        values = self._point(name, "input", values)
-        if name in self._stored:
-            # The converter takes one scale for a kernel that was rounded in the graph: the columns are made equally long before, and put right behind; times
-            # a 1 that only the running file knows, or the converter would multiply it into the kernel and store that in float.
-            longest = tf.maximum(tf.reduce_max(tf.abs(kernel), axis=0, keepdims=True), 1e-8)
-            result = tf.matmul(values, rounded_weight(kernel / longest)) * (longest * self._one) + bias
+        if name in self.stored:
+            # Times a 1 that only the running file knows, or the converter would look the rows up itself and store them in float.
+            kernel = self.stored[name](tf.range(layer.kernel.shape[0]) * self._one)
+            result = tf.matmul(values, kernel * (scale if rows is None else scale * rows)) + layer.bias * scale
         else:
-            result = tf.matmul(values, kernel) + bias
-        result = self._point(name, "result", result)
-        result = result if stretch is None else result * stretch
+            if rows is None:
+                values, rows = self._balanced(name, values)
+            stretch = self._stretch.get(name, np.ones(1, np.float32))
+            values = self._point(name, "input", values)
+            result = self._point(
+                name, "result", tf.matmul(values, layer.kernel * (scale * rows / stretch)) + layer.bias * (scale / stretch)
+            )
+            result = result * stretch if name in self._stretch else result
         return result if layer.activation is None else layer.activation(result)
 
     def _product(self, name: str, first: tf.Tensor, second: tf.Tensor, *, transpose: bool = False) -> tf.Tensor:
         first, second = self._point(name, "input", first), self._point(name, "other", second)
         return self._point(name, "result", tf.matmul(first, second, transpose_b=transpose))
+
+
+def dense_layers(model: Any) -> dict[str, Any]:
+    """The layers behind those products that have a kernel, by name."""
+    found: dict[str, Any] = {}
+    for number, layer in enumerate(model.bert.encoder.layer):
+        attention = layer.attention.self_attention
+        found |= {f"layer_{number}/{part}": getattr(attention, part) for part in ("query", "key", "value")}
+        found[f"layer_{number}/attention_output"] = layer.attention.dense_output.dense
+        found[f"layer_{number}/intermediate"] = layer.intermediate.dense
+        found[f"layer_{number}/output"] = layer.bert_output.dense
+    if model.pooling != "mean":
+        found["pooler"] = model.bert.pooler.dense
+    return {**found, "classifier": model.classifier}
 
 
 def _learned(attention: Any, hidden: tf.Tensor, scores_mask: tf.Tensor) -> tf.Tensor:
@@ -191,11 +204,6 @@ def _normalise(layer: Any, values: tf.Tensor) -> tf.Tensor:
     centred = values - tf.reduce_mean(values, axis=-1, keepdims=True)
     variance = tf.reduce_mean(tf.square(centred), axis=-1, keepdims=True)
     return centred * tf.math.rsqrt(variance + layer.epsilon) * layer.gamma + layer.beta
-
-
-def rounded_weight(value: tf.Tensor) -> tf.Tensor:
-    """A weight rounded to 255 steps between -1 and 1."""
-    return tf.quantization.fake_quant_with_min_max_args(value, -1.0, 1.0, num_bits=8, narrow_range=True)
 
 
 def _is_plain(layer: Any) -> bool:
