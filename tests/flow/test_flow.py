@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from serving import Client
+
+TEXTS = ("the app lost my payment", "lovely staff")
 
 
 @contextlib.contextmanager
@@ -41,8 +45,27 @@ def _serving(*arguments: str, cwd: Path) -> str:
     return done.stdout
 
 
+def _same(first: list[dict[str, Any]], second: list[dict[str, Any]], tolerance: float) -> None:
+    for one, other in zip(first, second, strict=True):
+        assert one["label"] == other["label"]
+        assert abs(one["score"] - other["score"]) < tolerance
+
+
+def _by_mediapipe(path: Path) -> list[dict[str, Any]]:
+    """The answers of MediaPipe's own classifier, which knows nothing but the file."""
+    from mediapipe.tasks.python import text as mediapipe_text
+    from mediapipe.tasks.python.core.base_options import BaseOptions
+
+    options = mediapipe_text.TextClassifierOptions(base_options=BaseOptions(model_asset_path=str(path)))
+    with mediapipe_text.TextClassifier.create_from_options(options) as classifier:
+        best = [max(classifier.classify(text).classifications[0].categories, key=lambda one: one.score) for text in TEXTS]
+    return [{"label": one.category_name, "score": one.score} for one in best]
+
+
 def test_raw_text_becomes_an_answering_model(tmp_path: Path) -> None:
-    """data -> train -> evaluate -> export -> predict -> serve -> push -> ask, on the shipped corpus, each command reading what the one before wrote."""
+    """data -> train -> evaluate -> compress -> export -> predict -> LiteRT and MediaPipe -> serve -> push -> ask, on the shipped corpus, each command reading what
+    the one before wrote.
+    """
     report = json.loads(_tfpipeline("data", "--preset", "scratch", "--json", cwd=tmp_path))
     assert report["rows_read"] > 1200
 
@@ -56,18 +79,21 @@ def test_raw_text_becomes_an_answering_model(tmp_path: Path) -> None:
     assert again["metrics"]["accuracy"] == trained["metrics"]["accuracy"]
     assert again["best_epoch"] == trained["best_epoch"]
 
-    exported = json.loads(_tfpipeline("export", "latest", "--json", cwd=tmp_path))
+    _tfpipeline("compress", "latest", "--recipe", "int8-dynamic", "--max-drop", "100", "--json", cwd=tmp_path)
+    exported = json.loads(_tfpipeline("export", "latest", "--variant", "int8-dynamic", "--json", cwd=tmp_path))
     assert (tmp_path / exported["model"] / "saved_model.pb").is_file()
 
-    by_run = json.loads(_tfpipeline("predict", "latest", "the app lost my payment", "lovely staff", "--json", cwd=tmp_path))["predictions"]
+    by_run = json.loads(_tfpipeline("predict", "latest", *TEXTS, "--json", cwd=tmp_path))["predictions"]
     for folder in tmp_path.glob("runs/*"):  # the model's own folder must be enough
         folder.rename(folder.with_name(f"gone-{folder.name}")) if not folder.is_symlink() else folder.unlink()
-    by_model = json.loads(_tfpipeline("predict", "models", "the app lost my payment", "lovely staff", "--json", cwd=tmp_path))[
-        "predictions"
-    ]
-    for one, other in zip(by_run, by_model, strict=True):
-        assert one["label"] == other["label"]
-        assert abs(one["score"] - other["score"]) < 1e-5
+    by_model = json.loads(_tfpipeline("predict", "models", *TEXTS, "--json", cwd=tmp_path))["predictions"]
+    _same(by_run, by_model, 1e-5)
+
+    edge = json.loads(_tfpipeline("edge", exported["model"], *TEXTS, "--verify", "--json", cwd=tmp_path))
+    _same(by_run, edge["predictions"], 0.05)
+    assert edge["verified"]["parity"]["agreement"] > 0.9
+    if importlib.util.find_spec("mediapipe"):
+        _same(edge["predictions"], _by_mediapipe(tmp_path / exported["model"] / "model.tflite"), 1e-4)
 
     with _server(tmp_path) as address:
         with Client(address, model="scratch") as client:
@@ -84,12 +110,9 @@ def test_raw_text_becomes_an_answering_model(tmp_path: Path) -> None:
                 "--label",
                 "stable",
                 "--json",
-                "the app lost my payment",
-                "lovely staff",
+                *TEXTS,
                 cwd=tmp_path,
             )
         )
         assert asked["version"] == pushed["version"]
-        for one, other in zip(by_run, asked["predictions"], strict=True):
-            assert one["label"] == other["label"]
-            assert abs(one["score"] - other["score"]) < 1e-5
+        _same(by_run, asked["predictions"], 1e-5)
