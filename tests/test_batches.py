@@ -110,6 +110,15 @@ def test_the_pipeline_gives_what_the_plan_says() -> None:
     assert [w.tolist() for _, _, w in got] == [[0.25, 1.0], [0.5]]
 
 
+def test_columns_come_beside_the_tokens_of_their_rows() -> None:
+    heard = np.array([[0.5, 1.5], [2.5, 3.5], [4.5, 5.5]], np.float32)
+    plan = [np.array([2, 0]), np.array([], np.int64)]
+    given = batches.dataset(plan, _fetch, _joined, np.zeros(3, np.int32), np.ones(3, np.float32), has_pairs=True, columns={"heard": heard})
+    got = [tokens for tokens, _, _ in given.as_numpy_iterator()]
+    assert [tokens["both"].tolist() for tokens in got] == [[b"text 2 | pair 2", b"text 0 | pair 0"], []]
+    assert [tokens["heard"].tolist() for tokens in got] == [heard[[2, 0]].tolist(), []]
+
+
 def test_without_targets_only_tokens_come() -> None:
     got = list(
         batches.dataset([np.array([1])], lambda rows: (["a"], None), lambda strings: {"n": tf.strings.length(strings)}).as_numpy_iterator()

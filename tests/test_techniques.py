@@ -344,6 +344,22 @@ def test_slices_of_a_batch_learn_from_their_own_rows_of_the_teacher() -> None:
     np.testing.assert_allclose(found[0], found[1], rtol=1e-4)
 
 
+@pytest.mark.parametrize("slices", [1, 2])
+def test_a_teacher_that_was_heard_before_says_the_same(slices: int) -> None:
+    found = []
+    for heard in (False, True):
+        teacher, student = _build(seed=5), _build()
+        technique = distillation.Distillation(teacher, student, CompressConfig(distill_weight=0.7), own_tokens=False, heard=heard)
+        step = _ready(student, train=PLAIN, teacher=technique, settings=replace(OFF, accumulation_steps=slices))
+        losses = []
+        for number in range(3):
+            tokens, targets, weights = _batch(seed=number)
+            answers = {distillation.LOGITS: teacher(tokens, training=False).logits} if heard else {}
+            losses.append(float(step(({**tokens, **answers}, targets, weights))["batch_loss"]))
+        found.append(losses)
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-6)
+
+
 @pytest.mark.parametrize("feature", ["r_drop_alpha", "fgm_epsilon"])
 def test_a_teacher_goes_with_the_other_features_of_a_step(feature: str) -> None:
     teacher, student = _build(seed=5), _build()

@@ -333,6 +333,22 @@ def test_a_pruned_run_is_as_sparse_as_was_asked_for_and_still_right(tiny_run: ru
     assert runs.read_json(run.path / "metrics.json")["metrics"]["accuracy"]["value"] > 0.9
 
 
+def test_a_teacher_is_heard_once_or_asked_at_every_step(tiny_run: runs.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where its answers are too many to keep they are asked for again and again; the training is the same."""
+    from tfpipeline import origin, trained
+
+    asked: list[int] = []
+    logits = trained.Trained.logits
+    monkeypatch.setattr(trained.Trained, "logits", lambda self, rows: asked.append(len(rows)) or logits(self, rows))
+    losses = []
+    for most in (origin.MOST_HEARD_BYTES, 0):
+        monkeypatch.setattr(origin, "MOST_HEARD_BYTES", most)
+        run = _finetuned(tiny_run, tmp_path / str(most), "compress.distill_weight=0.9", "train.epochs=2", "runtime.deterministic=true")
+        losses.append([event["loss"] for event in run.events("epoch")])
+    assert len(asked) == 1
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-3)
+
+
 def test_a_sparse_model_is_quantized_and_keeps_its_zeros(tiny_run: runs.Run, tmp_path: Path) -> None:
     from tfpipeline import trained
     from tfpipeline.techniques import zeros

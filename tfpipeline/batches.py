@@ -9,7 +9,7 @@ epoch. Does not balance labels, and does not hold texts: it deals in row numbers
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -87,6 +87,7 @@ def dataset(
     weights: npt.NDArray[np.float32] | None = None,
     *,
     has_pairs: bool = False,
+    columns: Mapping[str, npt.NDArray[np.float32]] | None = None,
 ) -> Any:
     """A `tf.data.Dataset` of what the plan says: token ids, or `(ids, targets, weights)` when targets are given.
 
@@ -99,8 +100,12 @@ def dataset(
         targets: int32 `[rows]` or float32 `[rows, classes]`.
         weights: float32 `[rows]`.
         has_pairs: whether `fetch` gives second texts.
+        columns: float32 `[rows, ...]` each, put beside the tokens under their names; only where targets are given.
     """
     import tensorflow as tf
+
+    columns = columns or {}
+    strings_given = 2 if has_pairs else 1
 
     def rows_of_plan() -> Iterator[tuple[Any, ...]]:
         for rows in plan:
@@ -109,16 +114,19 @@ def dataset(
             if targets is None or weights is None:
                 yield strings
             else:
-                yield (*strings, targets[rows], weights[rows])
+                yield (*strings, *(column[rows] for column in columns.values()), targets[rows], weights[rows])
 
-    signature = [tf.TensorSpec([None], tf.string)] * (2 if has_pairs else 1)
+    signature = [tf.TensorSpec([None], tf.string)] * strings_given
     if targets is not None:
+        signature += [tf.TensorSpec([None, *column.shape[1:]], tf.float32) for column in columns.values()]
         shape = [None, *targets.shape[1:]]
         signature += [tf.TensorSpec(shape, tf.as_dtype(targets.dtype)), tf.TensorSpec([None], tf.float32)]
 
-    def tokenise(*columns: tf.Tensor) -> Any:
-        tokens = preprocess(*columns[: 2 if has_pairs else 1])
-        return tokens if targets is None else (tokens, *columns[-2:])
+    def tokenise(*given: tf.Tensor) -> Any:
+        tokens = preprocess(*given[:strings_given])
+        if targets is None:
+            return tokens
+        return {**tokens, **dict(zip(columns, given[strings_given:-2], strict=True))}, *given[-2:]
 
     source = tf.data.Dataset.from_generator(rows_of_plan, output_signature=tuple(signature))
     return (

@@ -10,15 +10,19 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tfpipeline import backbone as backbones
 from tfpipeline import runs, text, trained
 from tfpipeline.config import Config
-from tfpipeline.data import Corpus
+from tfpipeline.data import Corpus, Examples
 from tfpipeline.errors import ConfigError, RunError
 from tfpipeline.techniques import distillation
-from tfpipeline.trained import Trained
+from tfpipeline.trained import Probabilities, Trained
 
 logger = logging.getLogger(__name__)
+
+MOST_HEARD_BYTES = 1 << 30  # of a teacher's answers that are kept in memory
 
 # What the weights' shapes and meaning depend on; the rest of a backbone's config.json is description.
 _STRUCTURE = (
@@ -88,8 +92,17 @@ def initial_weights(run: runs.Run, config: Config, corpus: Corpus, backbone: bac
     return start
 
 
-def teacher(run: runs.Run, corpus: Corpus, student: Trained) -> tuple[distillation.Distillation | None, Any]:
-    """What `compress.distill_*` asks for, or None; and what makes tokens of texts: for the student, or for both where their word pieces differ.
+def teacher(
+    run: runs.Run, corpus: Corpus, student: Trained, rows: Examples
+) -> tuple[distillation.Distillation | None, Any, dict[str, Probabilities]]:
+    """What `compress.distill_*` asks for, or None; what makes tokens of texts: for the student, or for both where their word pieces differ; and columns that come
+    with the rows: the teacher's answers, where it is heard before training.
+
+    Args:
+        run: that learns.
+        corpus: its data.
+        student: its model.
+        rows: what it trains on.
 
     Raises:
         ConfigError: no teacher is named and training does not start from a model, or it does not fit the student.
@@ -97,14 +110,19 @@ def teacher(run: runs.Run, corpus: Corpus, student: Trained) -> tuple[distillati
     """
     settings = student.config.compress
     if not settings.distill_weight and not settings.distill_hidden_weight:
-        return None, student.preprocessor
+        return None, student.preprocessor, {}
     found = _find_teacher(run, student.config)
     _same_task(run, corpus, found, f"the teacher {settings.distill_from}" if settings.distill_from else "the teacher")
     mine, theirs = student.preprocessor, found.preprocessor
     own_tokens = list(mine.vocabulary) != list(theirs.vocabulary) or mine.lower_case != theirs.lower_case
-    technique = distillation.Distillation(found.model, student.model, settings, own_tokens=own_tokens)
+    # Every epoch asks about the same texts: the second time the answers are known, unless hidden states are wanted.
+    size = len(rows) * len(student.labels) * np.dtype(np.float32).itemsize
+    heard = not settings.distill_hidden_weight and student.config.train.epochs > 1 and size <= MOST_HEARD_BYTES
+    technique = distillation.Distillation(found.model, student.model, settings, own_tokens=own_tokens, heard=heard)
     run.update(teacher={"from": settings.distill_from or "checkpoints/start", "architecture": found.backbone.architecture})
-    return technique, distillation.both_tokens(mine, theirs) if own_tokens else mine
+    if heard:
+        return technique, mine, {distillation.LOGITS: found.logits(rows)}
+    return technique, distillation.both_tokens(mine, theirs) if own_tokens else mine, {}
 
 
 def _find_teacher(run: runs.Run, config: Config) -> Trained:

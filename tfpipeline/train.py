@@ -196,7 +196,7 @@ class _Session:
             if config.compress.quantize_aware:
                 self._quantize(trained_before=given is not None or bool(config.train.initial_weights))
             self.sparsity = zeros.technique(model, config.compress, steps, started=given is not None)
-            distillation, self.preprocess = origin.teacher(run, self.corpus, self.trained)
+            distillation, self.preprocess, self.heard = origin.teacher(run, self.corpus, self.trained, self.rows)
             model.prepare_training(
                 config.model,
                 sparse_embeddings=config.train.sparse_embedding_updates and config.train.optimizer in ("adam", "adamw"),
@@ -319,8 +319,10 @@ class _Session:
         return batches.distributed(self.strategy, plan, lambda part: self._dataset(examples, part, with_teacher=with_teacher))
 
     def _dataset(self, examples: Any, plan: list[batches.Rows], *, with_teacher: bool = False) -> Any:
-        preprocess = self.preprocess if with_teacher else self.trained.preprocessor
-        return batches.dataset(plan, examples.text_batch, preprocess, examples.labels, examples.weights, has_pairs=self.corpus.has_pairs)
+        preprocess, columns = (self.preprocess, self.heard) if with_teacher else (self.trained.preprocessor, {})
+        return batches.dataset(
+            plan, examples.text_batch, preprocess, examples.labels, examples.weights, has_pairs=self.corpus.has_pairs, columns=columns
+        )
 
     def _hold_sparsity(self) -> None:
         """Measures the zeros of the best model, writes them into the run, and refuses a model that is not as sparse as was asked for."""

@@ -30,6 +30,7 @@ from tfpipeline.progress import Progress
 from tfpipeline.runs import Run, cannot_write, read_json
 
 Probabilities = npt.NDArray[np.float32]
+_TEXTS_AT_ONCE = 65_536  # in memory
 
 
 @dataclass
@@ -62,6 +63,24 @@ class Trained:
     ) -> Probabilities:
         """Probabilities float32 `[rows, classes]`, in the order of the texts; any number of rows, also none."""
 
+        forward = self._forward()
+        with Progress("predicting", len(texts), "texts") if progress else contextlib.nullcontext() as bar:
+            return self._answers(texts, pairs, forward, batch_size, bar)
+
+    def logits(self, examples: Any, *, batch_size: int = 64) -> Probabilities:
+        """What comes before the probabilities, float32 `[rows, classes]`, for the rows of a split of any size."""
+        forward = tf.function(lambda tokens: tf.cast(self.model(tokens, training=False).logits, tf.float32), input_signature=[token_spec()])
+        result = np.zeros((len(examples), len(self.labels)), np.float32)
+        with Progress("asking the teacher", len(examples), "texts") as bar:
+            for start in range(0, len(examples), _TEXTS_AT_ONCE):
+                rows = np.arange(start, min(start + _TEXTS_AT_ONCE, len(examples)))
+                texts, pairs = examples.text_batch(rows)
+                result[rows] = self._answers(texts, pairs, forward, batch_size, bar)
+        return result
+
+    def _answers(
+        self, texts: Sequence[str], pairs: Sequence[str] | None, forward: Callable[[Any], tf.Tensor], batch_size: int, bar: Progress | None
+    ) -> Probabilities:
         def fetch(rows: batches.Rows) -> tuple[list[str], list[str] | None]:
             return [texts[i] for i in rows], None if pairs is None else [pairs[i] for i in rows]
 
@@ -72,12 +91,10 @@ class Trained:
         plan = batches.evaluation_plan(lengths, batch_size)
         result = np.zeros((len(texts), len(self.labels)), np.float32)
         rows = batches.dataset(plan, fetch, self.preprocessor, has_pairs=pairs is not None)
-        forward = self._forward()
-        with Progress("predicting", len(texts), "texts") if progress else contextlib.nullcontext() as bar:
-            for numbers, tokens in zip(plan, rows, strict=True):
-                result[numbers] = forward(tokens).numpy()
-                if bar is not None:
-                    bar.update(len(numbers))
+        for numbers, tokens in zip(plan, rows, strict=True):
+            result[numbers] = forward(tokens).numpy()
+            if bar is not None:
+                bar.update(len(numbers))
         return result
 
     def predict_examples(self, examples: Any, *, batch_size: int = 64, progress: bool = False) -> Probabilities:

@@ -1,7 +1,8 @@
 """A teacher's answers as targets: soft labels with temperature, hidden states, unlabelled texts.
 
 In: a trained model that answers tokens (the teacher), `CompressConfig`. Out: an object that `train_step` asks once per batch what the teacher says, and once per
-slice what the difference costs. Refuses a student that is wider or deeper than its teacher, and hidden states of different widths or word pieces.
+slice what the difference costs. Where soft labels are all that is wanted, the teacher is heard before training, once about every row, and its answers come with
+the batches; hidden states are too large for that. Refuses a student that is wider or deeper than its teacher, and hidden states of different widths or word pieces.
 
 The teacher is frozen: it runs outside the gradient tape, without dropout, and none of its variables are the student's (Keras would otherwise find them,
 train them, and write them into every checkpoint).
@@ -21,6 +22,7 @@ from tfpipeline.data.intake import keys_of
 from tfpipeline.errors import ConfigError, DataError
 
 PREFIX = "teacher_"  # of the teacher's own tokens, where its word pieces are not the student's
+LOGITS = PREFIX + "logits"  # of its answers, where it was heard before
 
 
 class Distillation:
@@ -31,14 +33,15 @@ class Distillation:
         wants_hidden: whether the student's hidden states are compared, so that its forward pass must give them.
     """
 
-    def __init__(self, teacher: Any, student: Any, settings: CompressConfig, *, own_tokens: bool) -> None:
+    def __init__(self, teacher: Any, student: Any, settings: CompressConfig, *, own_tokens: bool, heard: bool = False) -> None:
         """Checks that they fit.
 
         Args:
             teacher: a `Classifier`.
             student: another one.
             settings: of the run.
-            own_tokens: batches hold tokens of the teacher's own, because its vocabulary is another one.
+            own_tokens: the teacher's vocabulary is another one; batches hold tokens of its own, unless it was heard.
+            heard: batches hold `LOGITS`, and the teacher is not asked. Not where hidden states are compared.
 
         Raises:
             ConfigError: they do not fit.
@@ -65,19 +68,22 @@ class Distillation:
         self.task: str = student.task
         self.hard_weight = 1.0 - settings.distill_weight
         self.pairs = layer_pairs(ours.num_hidden_layers, theirs.num_hidden_layers)
-        self._own_tokens = own_tokens
-        # A closure, not the model: see the module's docstring.
-        self._teacher: Callable[..., Any] = lambda tokens: teacher(tokens, training=False, output_hidden_states=self.wants_hidden)
+        assert not (heard and self.wants_hidden)
+        self._apart, self._heard = own_tokens or heard, heard
+        # A closure, not the model: see the module's docstring. One that was heard may go.
+        self._teacher: Any = None if heard else lambda tokens: teacher(tokens, training=False, output_hidden_states=self.wants_hidden)
 
     def split(self, tokens: dict[str, tf.Tensor]) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
-        """Tokens of a batch into the student's and the teacher's."""
-        if not self._own_tokens:
+        """What a batch holds into the student's tokens, and what `answers` takes."""
+        if not self._apart:
             return tokens, tokens
         own = {key.removeprefix(PREFIX): value for key, value in tokens.items() if key.startswith(PREFIX)}
         return {key: value for key, value in tokens.items() if not key.startswith(PREFIX)}, own
 
     def answers(self, tokens: dict[str, tf.Tensor]) -> dict[str, Any]:
         """What the teacher says of a batch: `logits` float32 `[batch, classes]` and `hidden`, a list of `[batch, length, width]`."""
+        if self._heard:
+            return {"logits": tokens["logits"], "hidden": []}
         outputs = self._teacher(tokens)
         hidden = [outputs.hidden_states[theirs] for _, theirs in self.pairs] if self.wants_hidden else []
         return tf.nest.map_structure(tf.stop_gradient, {"logits": outputs.logits, "hidden": hidden})
