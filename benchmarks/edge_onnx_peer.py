@@ -85,7 +85,9 @@ def build(folder: Path) -> None:
     onnx.checker.check_model(str(folder / "float.onnx"))
     # Behind fused nodes shape inference gives up; everything there is float.
     known = {"DefaultTensorType": onnx.TensorProto.FLOAT}
-    quantize_dynamic(str(folder / "fused.onnx"), str(folder / "int8.onnx"), weight_type=QuantType.QInt8, per_channel=True, extra_options=known)
+    quantize_dynamic(
+        str(folder / "fused.onnx"), str(folder / "int8.onnx"), weight_type=QuantType.QInt8, per_channel=True, extra_options=known
+    )
 
 
 if __name__ == "__main__":
