@@ -19,7 +19,7 @@ from tfpipeline import evaluate
 from tfpipeline.compress.measure import Rows
 from tfpipeline.compress.recipes import Int8Dynamic, Int8Full
 from tfpipeline.data import Corpus
-from tfpipeline.edge import convert
+from tfpipeline.edge import convert, probe
 from tfpipeline.edge.calibration import Quantizers, calibrate
 from tfpipeline.edge.runner import EdgeModel
 from tfpipeline.trained import Trained
@@ -102,14 +102,8 @@ def harm(trained: Trained, texts: list[str], pairs: list[str] | None, quantizers
 
     # Kernels are in int8 whatever stays in float: what a product does harm with are its factors and its result.
     graph = quantizers.graph(trained, point=point)
-    names = ("input_ids", "attention_mask", "token_type_ids")
-    forward = tf.function(graph, input_signature=[tf.TensorSpec([1, None], tf.int32, name=name) for name in names])
-    rows = []
-    for number, text in enumerate(texts):
-        columns = [tf.constant([text])] + ([] if pairs is None else [tf.constant([pairs[number]])])
-        tokens = trained.preprocessor(*columns)
-        real = tf.reduce_sum(tokens["attention_mask"])
-        rows.append([tokens[name][:, :real] for name in names])
+    forward = tf.function(graph, input_signature=[tf.TensorSpec([1, None], tf.int32)] * 3)
+    rows = probe.token_rows(trained, texts, pairs, trained.config.text.max_length)
 
     def logs(product: int) -> Any:
         rounded.assign(product)

@@ -88,10 +88,10 @@ def convert(
             f"table_bits: expected 8, or 4 with mode 'dynamic' or 'int8' and calibration texts, received {table_bits} with mode {mode!r} and {len(calibration)} texts."
         )
     learned = is_quantized(trained)
-    rows = probe.token_rows(trained, calibration, calibration_pairs, trained.config.text.max_length) if calibration else []
-    quantizers = None
-    if mode == "int8" and not learned:
-        quantizers = calibrate(trained, calibration, calibration_pairs, keep_float, trained.config.text.max_length)
+    longest = trained.config.text.max_length
+    quantizers = calibrate(trained, calibration, calibration_pairs, keep_float, longest) if mode == "int8" and not learned else None
+    balanced = mode == "dynamic" and not learned and bool(calibration)
+    rows = probe.token_rows(trained, calibration, calibration_pairs, longest) if balanced or table_bits == 4 else []
     if mode == "float32":
         graph = EdgeGraph(trained, fuse=not learned)
     else:
@@ -100,7 +100,7 @@ def convert(
         fake = learned or mode == "int8"
         lookup: Lookup = Int8Table(weight, fake=fake) if table_bits == 8 else Int4Table(weight, probe.table_sensitivity(trained, rows))
         if quantizers is None:
-            balance = probe.column_scales(trained, rows).balance if rows and not learned else {}
+            balance = probe.column_scales(trained, rows).balance if balanced else {}
             graph = EdgeGraph(trained, lookup=lookup, fuse=not learned, balance=balance)
         else:
             layers = dense_layers(trained.model)
