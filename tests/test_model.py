@@ -337,7 +337,7 @@ with strategy.scope():
     model = _model(replace(OFF, clip_norm=0.05, ema_decay=0.9), sparse=True)
 for seed in range(3):
     model.fit(tf.data.Dataset.from_tensors(_batch(7, seed)), verbose=0)
-print("RESULT", *[f"{float(tf.reduce_sum(tf.abs(v))):.7f}" for v in model.trainable_variables])
+print("RESULT", *[repr(float(tf.reduce_sum(tf.abs(v)))) for v in model.trainable_variables])
 """
 
 
@@ -359,4 +359,5 @@ def test_two_replicas_take_the_step_of_one() -> None:
         )
         assert done.returncode == 0, done.stderr[-3000:]
         results.append([float(x) for x in next(line for line in done.stdout.splitlines() if line.startswith("RESULT")).split()[1:]])
-    np.testing.assert_allclose(results[0], results[1], rtol=2e-5)
+    # float32 adds in another order on two devices: a variable that moved by 0.004 in all may differ in the eighth decimal place
+    np.testing.assert_allclose(results[0], results[1], rtol=2e-5, atol=1e-6)
