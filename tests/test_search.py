@@ -21,7 +21,7 @@ from tests.search_process import COMMAND, settings
 from tfpipeline import config as configs
 from tfpipeline import runs
 from tfpipeline.errors import ConfigError, GateError, RunError
-from tfpipeline.search import command, objective, records, report, runner, session, space, tuner
+from tfpipeline.search import command, final, objective, records, report, runner, session, space, tuner
 from tfpipeline.search.settings import Settings
 
 ROOT = Path(__file__).parents[1]
@@ -401,6 +401,42 @@ def test_ctrl_c_stops_the_trial_in_order(tmp_path: Path) -> None:
     run = runs.list_runs(folder / "trials" / "001" / "runs")[0]
     assert run.info["status"] == "interrupted"
     assert records.read_record(folder / "trials" / "001")["state"] == "running"  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("settings_of_it", "measured", "expected"),
+    [((), False, 4), ((), True, 1), (("model.backbone=scratch:mini",), False, 1)],
+    ids=["smallest model", "its latency counts", "larger model"],
+)
+def test_only_small_trainings_share_the_machine(
+    settings_of_it: tuple[str, ...], measured: bool, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    found = [configs.load("scratch"), configs.load("scratch", overrides=list(settings_of_it))]
+    assert final.at_once(found, measured=measured) == expected
+
+
+def test_ctrl_c_stops_final_trainings_that_run_side_by_side(tmp_path: Path) -> None:
+    folder = tmp_path / "search"
+    count = final.at_once([configs.load("scratch")], measured=False)
+    waiting = json.dumps({f"{role}-{seed}": "wait" for role in final.ROLES for seed in (2, 3, 4)})
+    with _search_process(folder, "random", "1", "3", FAKE_TRIALS=waiting) as process:
+        _until(lambda: len(_started(folder)) == 1 + count, "they did not start side by side")
+        places = [folder / "final" / name / "runs" for name in _started(folder)[1:]]
+        _until(lambda: all(any(place.glob("*/events.jsonl")) for place in places), "no runs")
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+    assert [runs.list_runs(place)[0].info["status"] for place in places] == ["interrupted"] * count
+    assert len(_started(folder)) == 1 + count  # and no other was begun
+
+
+def test_a_final_training_that_fails_ends_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "search"
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    _asked(monkeypatch, **{"winner-2": "nan", "default-2": "wait"})
+    with pytest.raises(RunError, match="re-training the winner with seed 2 did not finish: TrainingError"):
+        session.search(settings(folder, trials=1, seeds=3))
+    assert runs.list_runs(folder / "final" / "default-2" / "runs")[0].info["status"] == "interrupted"
 
 
 def test_two_searches_in_one_folder_at_a_time_are_refused(tmp_path: Path) -> None:

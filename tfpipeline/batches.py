@@ -130,7 +130,7 @@ def dataset(
 
     source = tf.data.Dataset.from_generator(rows_of_plan, output_signature=tuple(signature))
     return (
-        source.map(tokenise, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        source.map(tf.autograph.experimental.do_not_convert(tokenise), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
         .prefetch(2)
         .apply(tf.data.experimental.assert_cardinality(len(plan)))
     )

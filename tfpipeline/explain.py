@@ -88,7 +88,7 @@ def _explain_run(trained: Trained, texts: Sequence[str], pairs: Sequence[str] | 
             "this run has export.explain_steps = 0: how fine its explanations should be is not known. Train it with a number above 0."
         )
     string = tf.TensorSpec([None], tf.string)
-    function = tf.function(Attribution(trained, steps), input_signature=[string] * (1 if pairs is None else 2))
+    function = tf.function(Attribution(trained, steps), input_signature=[string] * (1 if pairs is None else 2), autograph=False)
     return explained(function, texts, pairs)
 
 

@@ -291,7 +291,9 @@ def text_reference(preprocessor: Preprocessor, examples: Any) -> dict[str, Any]:
     """
     string = tf.TensorSpec([None], tf.string)
     count = tf.function(
-        lambda *columns: preprocessor.count_read(preprocessor(*columns)), input_signature=[string] * (1 if examples.pairs is None else 2)
+        lambda *columns: preprocessor.count_read(preprocessor(*columns)),
+        input_signature=[string] * (1 if examples.pairs is None else 2),
+        autograph=False,
     )
     tokens, unknown, characters = np.zeros(len(examples), np.int64), np.zeros(len(examples)), np.zeros(len(examples), np.int64)
     scripts = dict.fromkeys(SCRIPTS, 0)

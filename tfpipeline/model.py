@@ -189,6 +189,8 @@ class Classifier(TFBertForSequenceClassification):
         """What Keras resets at the start of each epoch."""
         return [self.loss_metric, self.accuracy_metric, self.f1_metric]
 
+    # Plain Python over tensors. AutoGraph would parse the sources of transformers and Keras for that: seconds in each process that trains.
+    @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]
     def train_step(self, data: Any) -> dict[str, Any]:
         """One optimizer step on one batch; see the module's docstring for its parts."""
         tokens, targets, weights = data
@@ -223,6 +225,7 @@ class Classifier(TFBertForSequenceClassification):
         self._update_metrics(batch_loss, targets, tf.concat(outputs, axis=0), labelled)
         return {"loss": self.loss_metric.result(), "accuracy": self.accuracy_metric.result(), "batch_loss": batch_loss}
 
+    @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]
     def test_step(self, data: Any) -> dict[str, Any]:
         """Loss without smoothing, accuracy and macro F1 of one batch."""
         tokens, targets, weights = data

@@ -42,7 +42,7 @@ class Served(tf.Module):
             return model(never_empty(tokens, rows), training=False).logits[:rows]
 
         # Traced once and called by all signatures: each would otherwise store the whole graph again.
-        logits_of = tf.function(forward, input_signature=[spec])
+        logits_of = tf.function(forward, input_signature=[spec], autograph=False)
 
         def answer(tokens: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
             probabilities = to_probabilities(logits_of(tokens), task)
@@ -73,8 +73,8 @@ class Served(tf.Module):
         def by_text(function: Any) -> Any:
             text, text_pair = tf.TensorSpec([None], tf.string, "text"), tf.TensorSpec([None], tf.string, "text_pair")
             if trained.has_pairs:
-                return tf.function(lambda text, text_pair: function(text, text_pair), input_signature=[text, text_pair])
-            return tf.function(lambda text: function(text), input_signature=[text])
+                return tf.function(lambda text, text_pair: function(text, text_pair), input_signature=[text, text_pair], autograph=False)
+            return tf.function(lambda text: function(text), input_signature=[text], autograph=False)
 
         self.serve = by_text(serve)
         self.tokens = tf.function(
@@ -82,8 +82,9 @@ class Served(tf.Module):
                 "logits": logits_of({"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids})
             },
             input_signature=[spec["input_ids"], spec["attention_mask"], spec["token_type_ids"]],
+            autograph=False,
         )
-        self.classify = tf.function(by_example, input_signature=[tf.TensorSpec([None], tf.string, "inputs")])
+        self.classify = tf.function(by_example, input_signature=[tf.TensorSpec([None], tf.string, "inputs")], autograph=False)
         steps = trained.config.export.explain_steps
         self.attribution = Attribution(trained, steps, logits_of) if steps else None
         self.explain = by_text(self.attribution) if steps else None

@@ -69,7 +69,9 @@ class Trained:
 
     def logits(self, examples: Any, *, batch_size: int = 64) -> Probabilities:
         """What comes before the probabilities, float32 `[rows, classes]`, for the rows of a split of any size."""
-        forward = tf.function(lambda tokens: tf.cast(self.model(tokens, training=False).logits, tf.float32), input_signature=[token_spec()])
+        forward = tf.function(
+            lambda tokens: tf.cast(self.model(tokens, training=False).logits, tf.float32), input_signature=[token_spec()], autograph=False
+        )
         result = np.zeros((len(examples), len(self.labels)), np.float32)
         with Progress("asking the teacher", len(examples), "texts") as bar:
             for start in range(0, len(examples), _TEXTS_AT_ONCE):
@@ -107,6 +109,7 @@ class Trained:
             self._forward_function = tf.function(
                 lambda tokens: to_probabilities(self.model(tokens, training=False).logits, self.task),
                 input_signature=[token_spec()],
+                autograph=False,
             )
         function: Callable[[dict[str, tf.Tensor]], tf.Tensor] = self._forward_function
         return function
@@ -128,7 +131,7 @@ def count_tokens(preprocessor: text.Preprocessor, examples: Any) -> tuple[npt.ND
     tokens, unknown = np.zeros(rows, np.int32), np.zeros(rows, np.int32)
     string = tf.TensorSpec([None], tf.string)
     has_pairs = examples.pairs is not None
-    count = tf.function(preprocessor.count, input_signature=[string] * (2 if has_pairs else 1))
+    count = tf.function(preprocessor.count, input_signature=[string] * (2 if has_pairs else 1), autograph=False)
     for start in range(0, rows, 4096):
         numbers = np.arange(start, min(start + 4096, rows))
         texts, pairs = examples.text_batch(numbers)

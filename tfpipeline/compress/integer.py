@@ -102,7 +102,7 @@ def harm(trained: Trained, texts: list[str], pairs: list[str] | None, quantizers
 
     # Kernels are in int8 whatever stays in float: what a product does harm with are its factors and its result.
     graph = quantizers.graph(trained, point=point)
-    forward = tf.function(graph, input_signature=[tf.TensorSpec([1, None], tf.int32)] * 3)
+    forward = tf.function(graph, input_signature=[tf.TensorSpec([1, None], tf.int32)] * 3, autograph=False)
     rows = probe.token_rows(trained, texts, pairs, trained.config.text.max_length)
 
     def logs(product: int) -> Any:

@@ -111,6 +111,7 @@ def answer_of(trained: Trained) -> Answer:
     function = tf.function(
         lambda *texts: to_probabilities(trained.model(trained.preprocessor(*texts), training=False).logits, trained.task),
         input_signature=columns,
+        autograph=False,
     )
 
     def answer(text: str, pair: str | None) -> Any:

@@ -87,7 +87,7 @@ def importance(trained: Trained, corpus: Corpus, rows: int) -> tuple[list[Scores
         heads = [tf.reduce_sum(tf.reshape(one, [-1, size]), axis=1) for one in by_row[::2]]
         return [tf.abs(one) for one in [*heads, *by_row[1::2]]]
 
-    compiled = tf.function(gates, reduce_retracing=True)
+    compiled = tf.function(gates, reduce_retracing=True, autograph=False)
     total: list[Scores] | None = None
     for tokens, targets, weights in dataset:
         found = [one.numpy().astype(np.float64) for one in compiled(tokens, targets, weights)]

@@ -176,7 +176,9 @@ def _from_ids(graph: EdgeGraph, lengths: tuple[int, ...]) -> dict[str, Any]:
     functions = {}
     for length in lengths or (None,):
         specs = [tf.TensorSpec([1, length], tf.int32, name=name) for name in INPUTS]
-        function = tf.function(lambda ids, mask, segment_ids: {"probabilities": graph(ids, mask, segment_ids)}, input_signature=specs)
+        function = tf.function(
+            lambda ids, mask, segment_ids: {"probabilities": graph(ids, mask, segment_ids)}, input_signature=specs, autograph=False
+        )
         functions[f"serving_{length}" if length else "serving_default"] = function.get_concrete_function()
     return functions
 
@@ -198,7 +200,7 @@ def _from_text(trained: Trained, graph: EdgeGraph) -> Any:
         ids = tf.concat([first, tokenizer.tokenize(text).flat_values[:room], last], 0)[tf.newaxis]
         return {"probabilities": graph(ids, tf.ones_like(ids), tf.zeros_like(ids))}
 
-    return tf.function(answer, input_signature=[tf.TensorSpec([1], tf.string, name="text")]).get_concrete_function()
+    return tf.function(answer, input_signature=[tf.TensorSpec([1], tf.string, name="text")], autograph=False).get_concrete_function()
 
 
 def _converted(functions: dict[str, Any], trained: Trained, graph: EdgeGraph, mode: str, form: str) -> bytes:

@@ -58,7 +58,7 @@ def watched(trained: Trained, scales: Scales) -> Any:
         EdgeGraph(trained, point=keep, fuse=False, balance=scales.balance, stretch=scales.stretch)(ids, mask, segment_ids)
         return values
 
-    return tf.function(values_of, input_signature=[tf.TensorSpec([1, None], tf.int32)] * 3)
+    return tf.function(values_of, input_signature=[tf.TensorSpec([1, None], tf.int32)] * 3, autograph=False)
 
 
 def column_scales(trained: Trained, rows: list[list[tf.Tensor]]) -> Scales:
@@ -111,7 +111,7 @@ def table_sensitivity(trained: Trained, rows: list[list[tf.Tensor]]) -> Floats:
 
     classes = max(1, len(trained.labels))
     signature = [*[tf.TensorSpec([1, None], tf.int32)] * 3, tf.TensorSpec([classes], tf.float32)]
-    gradients = tf.function(embedded, input_signature=signature)
+    gradients = tf.function(embedded, input_signature=signature, autograph=False)
     width = model.config.hidden_size
     found, tokens = np.zeros((width, width)), 0
     for row in rows:

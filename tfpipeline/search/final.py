@@ -8,7 +8,10 @@ a difference that matters deserves five or ten.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,7 @@ from tfpipeline.search.space import with_values
 logger = logging.getLogger(__name__)
 
 ROLES = ("winner", "default")
+MOST_AT_ONCE = 4
 
 
 def retrain(
@@ -48,22 +52,56 @@ def retrain(
     Raises:
         RunError: a training failed.
     """
-    found: dict[str, list[dict[str, Any]]] = {role: [] for role in ROLES}
-    with Progress("re-training", len(seeds) * len(ROLES), "trainings") as bar:
-        for seed in seeds:
-            for role in ROLES:
-                found[role].append(_train(folder / "final" / f"{role}-{seed}", role, seed, configs[role], objective, command))
+    planned = [(seed, role) for seed in seeds for role in ROLES]
+    done: dict[tuple[int, str], dict[str, Any]] = {}
+    given_up = threading.Event()
+
+    def beat() -> None:
+        if given_up.is_set():
+            raise KeyboardInterrupt  # the runner then has its training write a checkpoint and end
+
+    with (
+        Progress("re-training", len(planned), "trainings") as bar,
+        ThreadPoolExecutor(at_once(configs.values(), measured=objective.max_latency_ms is not None)) as pool,
+    ):
+        pending = {
+            pool.submit(_train, folder / "final" / f"{role}-{seed}", role, seed, configs[role], objective, command, beat): (seed, role)
+            for seed, role in planned
+        }
+        try:
+            for future in as_completed(pending):
+                done[pending[future]] = future.result()
                 bar.update(1)
-    return found
+        except BaseException:
+            given_up.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return {role: [done[seed, role] for seed in seeds] for role in ROLES}
 
 
-def _train(place: Path, role: str, seed: int, config: Config, objective: Objective, command: Sequence[str]) -> dict[str, Any]:
+def at_once(configs: Iterable[Config], *, measured: bool) -> int:
+    """How many trainings share the machine: those of the smallest model do not fill two cores and need less than a gigabyte each; a latency is measured alone."""
+    smallest = all(config.model.backbone == "scratch:tiny" for config in configs)
+    return min(os.cpu_count() or 1, MOST_AT_ONCE) if smallest and not measured else 1
+
+
+def _train(
+    place: Path, role: str, seed: int, config: Config, objective: Objective, command: Sequence[str], beat: Callable[[], None]
+) -> dict[str, Any]:
     config = with_values(config, {"runtime.seed": seed}, role)
     earlier = records.read_record(place)
     if earlier is not None and earlier["state"] == "finished" and earlier["config_digest"] == config.digest():
         return earlier
     for _ in range(runner.RETRIES + 1):
-        ended = runner.run(place, config, f"{role}, seed {seed}", command=command, measure=objective.max_latency_ms is not None)
+        ended = runner.run(
+            place,
+            config,
+            f"{role}, seed {seed}",
+            command=command,
+            measure=objective.max_latency_ms is not None,
+            beat=beat,
+            beat_seconds=runner.POLL_SECONDS,
+        )
         if ended.state != "lost":
             break
         logger.info("%s, seed %d: %s; again", role, seed, ended.reason)
