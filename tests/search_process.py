@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import sys
 from pathlib import Path
 
@@ -42,6 +43,7 @@ def settings(folder: Path, **changed: object) -> Settings:
 
 
 def main() -> int:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts the tests in the background has it ignored by all that they start
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     runtime.quiet()
     folder, tuner, trials, seeds = sys.argv[1:]
