@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import itertools
 import json
 import multiprocessing
 import threading
@@ -17,6 +18,8 @@ import pytest
 from serving import journal
 from serving.errors import ConfigError, RequestError
 from serving.feedback import Labels, attach, attach_file, collect, queue, text_digest, uncertainty
+from serving.feedback import labels as feedback_labels
+from serving.journal import to_time
 from tfpipeline import config, data, runs
 from tfpipeline.data.intake import normalise
 
@@ -372,6 +375,17 @@ def test_of_different_labels_the_last_one_counts_or_none(folder: Path, tmp_path:
     found = collect(folder, tmp_path / "f.csv", conflicts="drop")
     assert read_back(found.path) == {"great app": "positive"}
     assert (found.conflicts, found.left_out) == (1, {"labelled differently": 2})
+
+
+@pytest.mark.parametrize("step", [0.0, -2.0], ids=["in one millisecond", "while the clock is set back"])
+def test_the_last_label_is_the_one_that_was_given_last(folder: Path, tmp_path: Path, step: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(folder, request(4, "lost my  card"))
+    moments = itertools.count(datetime(2026, 5, 4, 12, tzinfo=timezone.utc).timestamp(), step)
+    monkeypatch.setattr(feedback_labels, "to_time", lambda seconds: to_time(next(moments)))
+    labelled(folder, (4, "neutral"), (2, "negative"))
+    assert read_back(collect(folder, tmp_path / "f.csv").path) == {"lost my card": "negative"}
+    labelled(folder, (4, "positive"))
+    assert read_back(collect(folder, tmp_path / "f.csv").path) == {"lost my  card": "positive"}
 
 
 @pytest.mark.parametrize("kind", ["file", "run"])

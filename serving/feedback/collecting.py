@@ -209,6 +209,9 @@ def _labelled(
 ) -> tuple[list[Row], dict[str, Any]]:
     """One row a text, and what the provenance says of where the rows come from."""
     last = {record_id: given[-1] for record_id, given in votes(folder).items() if given[-1]["time"] >= since}
+    turns = {
+        record_id: turn for turn, record_id in enumerate(last)
+    }  # not the times: two labels may share a millisecond, and clocks are set back
     reasons: dict[str, str] = {}  # why a record was no use so far: client and server may both have written it, one of them without the text
     texts: dict[bytes, list[tuple[Record, Record, Row]]] = {}
     for record in read(folder):
@@ -232,7 +235,7 @@ def _labelled(
         found.leave_out(reasons.get(record_id, "record not in the journal any more"), id=record_id, label=vote["label"])
     rows = []
     for given in texts.values():
-        given.sort(key=lambda one: str(one[0]["time"]))
+        given.sort(key=lambda one: turns[one[2].id])
         row = given[-1][2]
         differ = len({one.label for _, _, one in given}) > 1
         if differ:

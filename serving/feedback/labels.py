@@ -295,10 +295,10 @@ def _write_all(descriptor: int, data: bytes, size: int) -> None:
 
 
 def votes(folder: str | Path) -> dict[str, list[dict[str, Any]]]:
-    """Feedback by record id, in order of time; of what one person said of one record only the last."""
+    """Feedback by record id, in the order in which it was given; of what one person said of one record only the last. The record that was spoken of last comes last."""
     found: dict[str, list[dict[str, Any]]] = {}
     for record in read(folder):
         if record.get("kind") == "feedback" and isinstance(record.get("id"), str) and isinstance(record.get("label"), str):
-            mine = found.setdefault(record["id"], [])
-            mine[:] = [*(one for one in mine if one.get("by") != record.get("by")), record]
+            mine = found.pop(record["id"], [])
+            found[record["id"]] = [*(one for one in mine if one.get("by") != record.get("by")), record]
     return found
