@@ -43,9 +43,8 @@ def settings(folder: Path, **changed: object) -> Settings:
 
 
 def main() -> int:
-    signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # a shell that starts the tests in the background has it ignored by all that they start
+    # A shell that starts the tests in the background has SIGINT ignored by all that they start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     runtime.quiet()
     folder, tuner, trials, seeds = sys.argv[1:]

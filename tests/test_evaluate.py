@@ -162,16 +162,11 @@ def test_each_resample_draws_as_many_rows_as_there_are() -> None:
 
 
 def test_thousand_resamples_of_two_thousand_rows_take_under_three_seconds() -> None:
-    """The bootstrap is a matrix product, not a loop over rows. The best of three: a busy machine is slow, not wrong."""
+    """The bootstrap is a matrix product, not a loop over rows."""
     examples, probabilities = random_rows(2000)
-    fastest = float("inf")
-    for _ in range(3):
-        started = time.perf_counter()
-        measure(examples, probabilities, config=EvaluateConfig())
-        fastest = min(fastest, time.perf_counter() - started)
-        if fastest < 3.0:
-            break
-    assert fastest < 3.0
+    started = time.perf_counter()
+    measure(examples, probabilities, config=EvaluateConfig())
+    assert time.perf_counter() - started < 3.0
 
 
 @pytest.mark.parametrize(

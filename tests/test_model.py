@@ -359,5 +359,5 @@ def test_two_replicas_take_the_step_of_one() -> None:
         )
         assert done.returncode == 0, done.stderr[-3000:]
         results.append([float(x) for x in next(line for line in done.stdout.splitlines() if line.startswith("RESULT")).split()[1:]])
-    # float32 adds in another order on two devices: a variable that moved by 0.004 in all may differ in the eighth decimal place
-    np.testing.assert_allclose(results[0], results[1], rtol=2e-5, atol=1e-6)
+    # 1e-9: sums that are 0 but for float32's rounding, as those of the biases of keys, have no digits to compare
+    np.testing.assert_allclose(results[0], results[1], rtol=2e-5, atol=1e-9)

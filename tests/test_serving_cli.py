@@ -55,14 +55,12 @@ def test_help_lists_every_command_and_imports_nothing_heavy() -> None:
 
 
 def test_help_answers_at_once() -> None:
-    """The best of five: a busy machine is slow, not wrong."""
+    """The best of three: a busy machine is slow, not wrong."""
     seconds = []
-    for _ in range(5):
+    for _ in range(3):
         started = time.perf_counter()
         subprocess.run([sys.executable, "-m", "serving", "push", "--help"], capture_output=True, timeout=60, check=True)
         seconds.append(time.perf_counter() - started)
-        if seconds[-1] < 0.3:
-            break
     assert min(seconds) < 0.3
 
 
