@@ -41,6 +41,17 @@ def _room(path: Path) -> str:
     return path.relative_to(ROOT / "tfpipeline").parts[0].removesuffix(".py")
 
 
+def test_no_graph_is_traced_through_autograph() -> None:
+    """It parses the sources of transformers and Keras: seconds in each process, for graphs that are plain Python over tensors."""
+    wrong = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in (ROOT / "tfpipeline").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "tf.function" and "autograph=False" not in ast.unparse(node)
+    ]
+    assert not wrong
+
+
 def test_values_go_forward() -> None:
     wrong = []
     for path in (ROOT / "tfpipeline").rglob("*.py"):
