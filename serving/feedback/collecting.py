@@ -209,9 +209,8 @@ def _labelled(
 ) -> tuple[list[Row], dict[str, Any]]:
     """One row a text, and what the provenance says of where the rows come from."""
     last = {record_id: given[-1] for record_id, given in votes(folder).items() if given[-1]["time"] >= since}
-    turns = {
-        record_id: turn for turn, record_id in enumerate(last)
-    }  # not the times: two labels may share a millisecond, and clocks are set back
+    # Turns, not times: two labels may share a millisecond, and clocks are set back.
+    turns = {record_id: turn for turn, record_id in enumerate(last)}
     reasons: dict[str, str] = {}  # why a record was no use so far: client and server may both have written it, one of them without the text
     texts: dict[bytes, list[tuple[Record, Record, Row]]] = {}
     for record in read(folder):

@@ -74,13 +74,13 @@ def retrain(
                 bar.update(1)
         except BaseException:
             given_up.set()
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
             raise
     return {role: [done[seed, role] for seed in seeds] for role in ROLES}
 
 
 def at_once(configs: Iterable[Config], *, measured: bool) -> int:
-    """How many trainings share the machine: those of the smallest model do not fill two cores and need less than a gigabyte each; a latency is measured alone."""
+    """How many trainings share the machine: those of the smallest model do not fill two cores and need 1.2 GB each; a latency is measured alone."""
     smallest = all(config.model.backbone == "scratch:tiny" for config in configs)
     return min(os.cpu_count() or 1, MOST_AT_ONCE) if smallest and not measured else 1
 
