@@ -169,13 +169,13 @@ def _a_million_matches() -> None:
 
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_a_megabyte_of_anything_takes_no_time(kind: str) -> None:
-    """2 seconds where a million matches of one letter take 0.154, and as much longer as this machine is slower; the best of three."""
+    """In this machine's own speed: 9 to 13 million matches of one letter, alone or beside a busy neighbour; what looks back takes thousands. The best of three."""
     least = float("inf")
     for _ in range(3):
         least = min(least, _processor_seconds(lambda: redact(HOSTILE[kind])) / _processor_seconds(_a_million_matches))
-        if least < 13:
+        if least < 26:
             break
-    assert least < 13
+    assert least < 26
 
 
 # ---- names
