@@ -7,6 +7,7 @@ the name of its folder) to one of
     killed          is killed from outside, each time                        killed-once, the first time only
     fault           ends with a traceback                                    wait      runs until it is stopped, then ends like an interrupted training
     wait-once       that, the first time only                                mute      reports no accuracy
+    late            as nan, once another training beside it has begun
     bad             is bad in its first epoch, and runs until it is stopped  big       has a model of 100 MB that takes 50 ms
 """
 
@@ -49,7 +50,12 @@ def main() -> int:
     run = runs.create(config, options.runs)
     with (options.runs.parents[2] / "started.txt").open("a", encoding="utf-8") as stream:
         stream.write(f"{name} {os.environ.get('KERASTUNER_TUNER_ID', '')} {os.getpid()}\n")
-    if what == "nan":
+    deadline = time.monotonic() + 60
+    while what == "late" and len(list(options.runs.parents[1].glob("*/runs/*/events.jsonl"))) < 2:
+        if time.monotonic() > deadline:
+            raise RuntimeError("nobody began beside it")
+        time.sleep(0.05)
+    if what in ("nan", "late"):
         runs.write_json(options.result, {"error": "TrainingError", "message": "step 3: the loss is nan, so training stopped."})
         return 2
     if what == "oom":

@@ -433,7 +433,7 @@ def test_ctrl_c_stops_final_trainings_that_run_side_by_side(tmp_path: Path) -> N
 def test_a_final_training_that_fails_ends_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "search"
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    _asked(monkeypatch, **{"winner-2": "nan", "default-2": "wait"})
+    _asked(monkeypatch, **{"winner-2": "late", "default-2": "wait"})
     with pytest.raises(RunError, match="re-training the winner with seed 2 did not finish: TrainingError"):
         session.search(settings(folder, trials=1, seeds=3))
     assert runs.list_runs(folder / "final" / "default-2" / "runs")[0].info["status"] == "interrupted"
